@@ -1,0 +1,100 @@
+"""The one place that chooses threads for database work, and that retries what a database asks to be retried.
+
+Async code reaches the ORM through `run` alone. `database_sync_to_async` shares one thread a process between all
+callers that are thread-sensitive; this pool has `DATABASE_THREADS` of them, each with a connection of its own.
+"""
+
+import asyncio
+import contextvars
+import random
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache, partial
+from typing import Any, ParamSpec, TypeVar
+
+import structlog
+from django.conf import settings
+from django.db import OperationalError, connection, connections, models, transaction
+from django.db.models.sql import UpdateQuery
+
+log = structlog.get_logger(__name__)
+P = ParamSpec("P")
+T = TypeVar("T")
+
+# SQLSTATE 40001 serialization failure, 40P01 deadlock; MySQL 1205 lock wait time-out, 1213 deadlock.
+RETRYABLE_SQLSTATES = {"40001", "40P01"}
+RETRYABLE_MYSQL = {1205, 1213}
+ATTEMPTS = 6
+
+
+@lru_cache(maxsize=1)
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max_workers=settings.DATABASE_THREADS, thread_name_prefix="database")
+
+
+def _call(function: Callable[[], T]) -> T:
+    for one in connections.all(initialized_only=True):
+        one.close_if_unusable_or_obsolete()
+    try:
+        return function()
+    finally:
+        for one in connections.all(initialized_only=True):
+            one.close_if_unusable_or_obsolete()
+
+
+async def run(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call `function` in a thread of the pool and return what it returns.
+
+    The caller's context variables (the request id of log lines) go along. A cancelled caller leaves the call running
+    to its end: a transaction is never cut in the middle.
+    """
+    context = contextvars.copy_context()
+    call = partial(context.run, _call, partial(function, *args, **kwargs))
+    return await asyncio.get_running_loop().run_in_executor(_pool(), call)
+
+
+def is_retryable(error: OperationalError) -> bool:
+    """Say whether the database refused for a reason that another attempt may not meet (deadlock, busy)."""
+    cause = error.__cause__
+    if getattr(cause, "sqlstate", None) in RETRYABLE_SQLSTATES:
+        return True
+    code = cause.args[0] if cause is not None and cause.args else None
+    return code in RETRYABLE_MYSQL or "locked" in str(error)
+
+
+def in_transaction(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call `function` in one transaction, again from its start where the database reports a deadlock or BUSY.
+
+    `function` must therefore do nothing outside the database. Inside a surrounding transaction it is called once:
+    only the outermost can be tried again.
+    """
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            with transaction.atomic():
+                return function(*args, **kwargs)
+        except OperationalError as error:
+            if attempt == ATTEMPTS or connection.in_atomic_block or not is_retryable(error):
+                raise
+            log.info("transaction_retried", attempt=attempt)
+            time.sleep(random.uniform(0.5, 1.5) * 0.02 * 2**attempt)  # noqa: S311 - jitter
+    raise AssertionError("unreachable")
+
+
+def update_returning(queryset: models.QuerySet[Any], *fields: str, **changes: Any) -> list[tuple[Any, ...]]:
+    """Run `queryset.update(**changes)` and return `fields` of each row as it now stands, in one statement.
+
+    MySQL and MariaDB have no `UPDATE … RETURNING`: there a SELECT follows, so call it in a transaction, where the rows
+    stay locked, and with a filter that still matches after the update.
+    """
+    using = connections[queryset.db]
+    if not using.features.can_return_rows_from_bulk_insert or using.vendor == "mysql":
+        queryset.update(**changes)
+        return list(queryset.values_list(*fields))
+    query = queryset.query.chain(UpdateQuery)
+    query.add_update_values(changes)
+    sql, parameters = query.get_compiler(queryset.db).as_sql()
+    columns = ", ".join(using.ops.quote_name(queryset.model._meta.get_field(name).column) for name in fields)
+    with using.cursor() as cursor:
+        cursor.execute(f"{sql} RETURNING {columns}", parameters)
+        return list(cursor.fetchall())

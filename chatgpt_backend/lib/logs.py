@@ -1,0 +1,71 @@
+"""Logging: structlog in front, one format for our lines and the libraries', context (request id) on each."""
+
+import logging
+import logging.handlers
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+SHARED = [
+    structlog.contextvars.merge_contextvars,
+    structlog.stdlib.add_log_level,
+    structlog.stdlib.add_logger_name,
+    structlog.processors.TimeStamper(fmt="iso", utc=True),
+]
+
+
+class DirectoryMakingFileHandler(logging.handlers.WatchedFileHandler):
+    """A log file that makes its directory when the first line is written, and survives rotation from outside."""
+
+    def _open(self) -> Any:
+        Path(self.baseFilename).parent.mkdir(parents=True, exist_ok=True)
+        return super()._open()
+
+
+def logging_config(*, level: str, form: str, path: str | None) -> dict[str, Any]:
+    """Return a `dictConfig`: lines to stderr in `form` ("console" or "json"), and as JSON to `path` if there is one."""
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *SHARED,
+            structlog.processors.StackInfoRenderer(),
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+    json_lines = [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer(ensure_ascii=False)]
+    console = [structlog.dev.ConsoleRenderer(colors=False)]
+
+    def formatter(renderers: list[Any]) -> dict[str, Any]:
+        return {
+            "()": structlog.stdlib.ProcessorFormatter,
+            "foreign_pre_chain": SHARED,
+            "processors": [structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderers],
+        }
+
+    handlers: dict[str, Any] = {
+        "stderr": {"class": "logging.StreamHandler", "formatter": "json" if form == "json" else "console"}
+    }
+    if path:
+        handlers["file"] = {
+            "class": "chatgpt_backend.lib.logs.DirectoryMakingFileHandler",
+            "filename": path,
+            "delay": True,
+            "encoding": "utf-8",
+            "formatter": "json",
+        }
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {"json": formatter(json_lines), "console": formatter(console)},
+        "handlers": handlers,
+        "root": {"handlers": list(handlers), "level": level},
+        "loggers": {
+            # They say at INFO what our own access log says, or put whole addresses (with tokens) into lines.
+            name: {"level": "WARNING"}
+            for name in ("daphne", "httpx2", "httpcore2", "openai", "asyncio", "django.request", "django.server")
+        },
+    }

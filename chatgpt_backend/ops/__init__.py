@@ -1,0 +1,1 @@
+"""What operators use: health, checks, commands, the server."""

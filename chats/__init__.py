@@ -1,0 +1,1 @@
+"""Conversations, messages, and the replies that models write."""

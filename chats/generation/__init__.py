@@ -1,0 +1,1 @@
+"""One reply, from request to settlement."""

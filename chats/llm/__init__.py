@@ -1,0 +1,1 @@
+"""Language models: the catalogue, the OpenAI client, the offline model."""

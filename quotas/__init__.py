@@ -1,0 +1,1 @@
+"""Plans, holds, settlement, usage."""
