@@ -81,16 +81,20 @@ def in_transaction(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwarg
     raise AssertionError("unreachable")
 
 
-def update_returning(queryset: models.QuerySet[Any], *fields: str, **changes: Any) -> list[tuple[Any, ...]]:
-    """Run `queryset.update(**changes)` and return `fields` of each row as it now stands, in one statement.
+def update_returning(
+    queryset: models.QuerySet[Any], *fields: str, again: models.QuerySet[Any] | None = None, **changes: Any
+) -> list[tuple[Any, ...]]:
+    """Run `queryset.update(**changes)` and return `fields` of each row updated, as it now stands, in one statement.
 
     MySQL and MariaDB have no `UPDATE … RETURNING`: there a SELECT follows, so call it in a transaction, where the rows
-    stay locked, and with a filter that still matches after the update.
+    stay locked. `again` finds the same rows where the queryset's own filter may no longer match them; it is asked only
+    when it has as many rows as were updated, else the answer is empty.
     """
     using = connections[queryset.db]
-    if not using.features.can_return_rows_from_bulk_insert or using.vendor == "mysql":
-        queryset.update(**changes)
-        return list(queryset.values_list(*fields))
+    if using.vendor == "mysql":
+        updated = queryset.update(**changes)
+        rows = list((queryset if again is None else again).values_list(*fields))
+        return rows if len(rows) == updated else []
     query = queryset.query.chain(UpdateQuery)
     query.add_update_values(changes)
     sql, parameters = query.get_compiler(queryset.db).as_sql()
