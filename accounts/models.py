@@ -1,6 +1,7 @@
 """Users and their signed-in sessions."""
 
 import unicodedata
+from datetime import datetime
 from typing import Any, ClassVar
 
 from django.contrib.auth.models import AbstractUser
@@ -23,8 +24,8 @@ class User(AbstractUser):
         ADMIN = "admin"
 
     id: Any
-    first_name = None
-    last_name = None
+    first_name = None  # type: ignore[assignment]  # Django's way of leaving a field out
+    last_name = None  # type: ignore[assignment]
     email = models.EmailField(unique=True)
     username_folded = models.CharField(max_length=300, unique=True, editable=False)
     email_folded = models.CharField(max_length=300, unique=True, editable=False)
@@ -40,7 +41,9 @@ class User(AbstractUser):
         ordering = ("id",)
 
     def save(self, *args: Any, **kwargs: Any) -> None:
-        """Save with the folded columns in step with the names."""
+        """Save with the folded columns in step with the names. Who starts as a superuser starts as an admin."""
+        if self._state.adding and self.is_superuser:
+            self.role = self.Role.ADMIN
         self.username_folded, self.email_folded = fold(self.username), fold(self.email)
         fields = kwargs.get("update_fields")
         if fields is not None and {"username", "email"} & set(fields):
@@ -64,6 +67,9 @@ class Session(models.Model):
     rotated_at = models.DateTimeField()
     ip = models.GenericIPAddressField(null=True, blank=True)
     user_agent = models.CharField(max_length=300, blank=True)
+
+    # Set by `tokens.read_access_token` on what it returns: the end of the access token it read.
+    token_expires_at: datetime
 
     class Meta:
         indexes: ClassVar = [models.Index(fields=["user", "revoked_at"], name="session_of_user")]
