@@ -2,6 +2,7 @@
 
 import logging
 import logging.handlers
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,27 @@ SHARED = [
     structlog.stdlib.add_logger_name,
     structlog.processors.TimeStamper(fmt="iso", utc=True),
 ]
+
+# What must never stand in a log, wherever a line came from: tokens in addresses and headers, tickets, API keys.
+SECRETS = re.compile(
+    r"(?P<before>/api/v1/ws/|/api/v1/shared/|(?<![\w/])/s/|/reset/[^/\s]+/"
+    r"|[?&](?:ticket|token)=|\bBearer |\bbearer,\s*)[^\s/?&\"'<>),]+"
+    r"|\beyJ[\w-]+\.[\w-]+\.[\w-]+"
+    r"|\bsk-[\w-]{8,}"
+)
+
+
+def redact(text: str) -> str:
+    """Return `text` without the tokens, tickets and keys in it."""
+    return SECRETS.sub(lambda found: f"{found['before'] or ''}[redacted]", text)
+
+
+class RedactingFormatter(structlog.stdlib.ProcessorFormatter):
+    """The last step of every line, tracebacks and other libraries' lines included: cut secrets out."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line without secrets."""
+        return redact(super().format(record))
 
 
 class DirectoryMakingFileHandler(logging.handlers.WatchedFileHandler):
@@ -41,7 +63,7 @@ def logging_config(*, level: str, form: str, path: str | None) -> dict[str, Any]
 
     def formatter(renderers: list[Any]) -> dict[str, Any]:
         return {
-            "()": structlog.stdlib.ProcessorFormatter,
+            "()": RedactingFormatter,
             "foreign_pre_chain": SHARED,
             "processors": [structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderers],
         }
