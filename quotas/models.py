@@ -98,6 +98,8 @@ class Hold(models.Model):
     status = models.CharField(max_length=8, choices=Status.choices, default=Status.OPEN)
     tokens = models.BigIntegerField()
     cost = models.BigIntegerField(help_text="nano-dollars")
+    input_price = models.DecimalField(max_digits=12, decimal_places=6, help_text="US dollars per million tokens")
+    output_price = models.DecimalField(max_digits=12, decimal_places=6, help_text="US dollars per million tokens")
     minute_at = models.DateTimeField()
     day_at = models.DateTimeField()
     month_at = models.DateTimeField()
@@ -131,6 +133,8 @@ class UsageRecord(models.Model):
     prompt_tokens = models.BigIntegerField()
     completion_tokens = models.BigIntegerField()
     cost = models.BigIntegerField(help_text="nano-dollars")
+    input_price = models.DecimalField(max_digits=12, decimal_places=6, help_text="US dollars per million tokens")
+    output_price = models.DecimalField(max_digits=12, decimal_places=6, help_text="US dollars per million tokens")
     source = models.CharField(max_length=10, choices=Source.choices)
 
     class Meta:

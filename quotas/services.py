@@ -83,11 +83,10 @@ class Tightest(NamedTuple):
 
 @dataclass(frozen=True)
 class Usage:
-    """What one generation used. `cost` in nano-dollars; `source` is "provider" or "estimated"."""
+    """What one generation used; `source` is "provider" or "estimated"."""
 
     prompt_tokens: int
     completion_tokens: int
-    cost: int
     source: str
 
     @property
@@ -142,7 +141,7 @@ def hold(
     if len(rows) < len(windows):
         raise HoldRefused
     taken = Hold.objects.create(
-        user_id=user_id, tokens=tokens, cost=cost, created_at=now,
+        user_id=user_id, tokens=tokens, cost=cost, input_price=price.input, output_price=price.output, created_at=now,
         minute_at=windows.minute, day_at=windows.day, month_at=windows.month,
         expires_at=Now() + timedelta(seconds=settings.LEASE_SECONDS),
     )  # fmt: skip
@@ -186,26 +185,29 @@ def affordable_completion(
     return granted
 
 
-def settle(taken: Hold, *, usage: Usage, model: str, provider: str, now: datetime) -> bool:
-    """Close a hold with what was used, and record it; return False, having written nothing, if it was closed before.
+def settle(taken: Hold, *, usage: Usage, model: str, provider: str, now: datetime) -> int | None:
+    """Close a hold with what was used, and record it at the hold's price; return the cost in nano-dollars.
 
-    Needs a transaction. Counts in the windows that the hold was taken in, however late it is.
+    Returns None, having written nothing, if it was closed before. Needs a transaction. Counts in the windows that the
+    hold was taken in, however late it is.
     """
     if not _close(taken, Hold.Status.SETTLED):
-        return False
+        return None
+    cost = Price(taken.input_price, taken.output_price).cost(usage.prompt_tokens, usage.completion_tokens)
     _free(
         taken,
         requests_used=F("requests_used") + 1,
         tokens_used=F("tokens_used") + usage.total_tokens,
-        cost_used=F("cost_used") + usage.cost,
+        cost_used=F("cost_used") + cost,
     )
     UsageRecord.objects.create(
         user_id=taken.user_id, hold_id=taken.id, created_at=now,
         day=taken.day_at.astimezone(ZoneInfo(settings.TIME_ZONE)).date(),
         model=model, provider=provider, prompt_tokens=usage.prompt_tokens,
-        completion_tokens=usage.completion_tokens, cost=usage.cost, source=usage.source,
+        completion_tokens=usage.completion_tokens, cost=cost,
+        input_price=taken.input_price, output_price=taken.output_price, source=usage.source,
     )  # fmt: skip
-    return True
+    return cost
 
 
 def release(taken: Hold) -> bool:
@@ -214,6 +216,11 @@ def release(taken: Hold) -> bool:
         return False
     _free(taken)
     return True
+
+
+def lock_counters(user_id: int) -> None:
+    """Lock a user's counters until the transaction's end: what they guard then waits for it."""
+    list(Counter.objects.filter(user_id=user_id).select_for_update().order_by("id").values_list("id"))
 
 
 def renew_holds(ids: Iterable[uuid.UUID]) -> None:

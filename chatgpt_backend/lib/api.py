@@ -8,11 +8,13 @@ from adrf.views import APIView as AdrfView
 from chatgpt_backend.lib import db
 
 
-class AsyncViewMixin(AdrfView):
-    """Async handlers whose authentication and permission checks run in the database pool.
+class AsyncAPIView(AdrfView):
+    """A view whose handlers may be async or sync; sync ones, and authentication, run in the database pool.
 
-    adrf runs them in the request's own thread, whose connection would stay open as long as the response streams.
+    adrf would run them in the request's own thread, whose connection would stay open as long as a response streams.
     """
+
+    view_is_async = True
 
     async def async_dispatch(self, request: Any, *args: Any, **kwargs: Any) -> Any:
         """Dispatch as adrf does, but for the thread."""
@@ -28,7 +30,7 @@ class AsyncViewMixin(AdrfView):
                 response = await handler(request, *args, **kwargs)
             else:
                 response = await db.run(handler, request, *args, **kwargs)
-        except Exception as error:  # noqa: BLE001 - DRF's own dispatch: its handler turns each into an answer
+        except Exception as error:  # noqa: BLE001 - as in DRF's own dispatch, its handler turns each into an answer
             response = self.handle_exception(error)
         self.response = self.finalize_response(request, response, *args, **kwargs)
         return self.response

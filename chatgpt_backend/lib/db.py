@@ -54,6 +54,17 @@ async def run(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) ->
     return await asyncio.get_running_loop().run_in_executor(_pool(), call)
 
 
+@lru_cache(maxsize=1)
+def _reserved() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max_workers=1, thread_name_prefix="database-keeper")
+
+
+async def run_reserved(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call `function` as `run` does, in one thread set aside: for what must not wait behind a busy pool (leases)."""
+    call = partial(_call, partial(function, *args, **kwargs))
+    return await asyncio.get_running_loop().run_in_executor(_reserved(), call)
+
+
 def is_retryable(error: OperationalError) -> bool:
     """Say whether the database refused for a reason that another attempt may not meet (deadlock, busy)."""
     cause = error.__cause__

@@ -44,9 +44,10 @@ def missing(attr: str, what: str) -> ValidationError:
 
 
 class ExceptionHandler(handler.ExceptionHandler):
-    """A database that is away is 503 with Retry-After; everything unforeseen is a 500 without its trace, in DEBUG too."""
+    """A database that is away is a 503; everything unforeseen is a 500 without its trace, in DEBUG too."""
 
     def convert_known_exceptions(self, exc: Exception) -> Exception:
+        """Make a database's absence a 503 with Retry-After."""
         if isinstance(exc, OperationalError):
             log.warning("database_unavailable", error=type(exc).__name__)
             return ClientError(
@@ -56,4 +57,5 @@ class ExceptionHandler(handler.ExceptionHandler):
         return super().convert_known_exceptions(exc)
 
     def should_not_handle(self, exc: Exception) -> bool:
+        """Handle everything."""
         return False

@@ -64,10 +64,10 @@ def test_a_hold_is_taken_from_every_window_and_settled_once(alice):
     hold = take(alice, plan, price=price)
     for window in ("total", "minute", "day", "month"):
         assert counted(alice, window) == (0, 1, 0, 100, 0, 140_000)
-    usage = Usage(10, 20, price.cost(10, 20), "provider")
+    usage = Usage(10, 20, "provider")
     with transaction.atomic():
-        assert services.settle(hold, usage=usage, model="m", provider="p", now=NOW)
-        assert not services.settle(hold, usage=usage, model="m", provider="p", now=NOW)
+        assert services.settle(hold, usage=usage, model="m", provider="p", now=NOW) == 35_000
+        assert services.settle(hold, usage=usage, model="m", provider="p", now=NOW) is None
         assert not services.release(hold)
     for window in ("total", "minute", "day", "month"):
         assert counted(alice, window) == (1, 0, 30, 0, 35_000, 0)
@@ -93,7 +93,7 @@ def test_settlement_counts_in_the_windows_of_the_hold(alice):
     hold = take(alice, limit(alice))
     later = NOW + timedelta(days=40)
     with transaction.atomic():
-        services.settle(hold, usage=Usage(1, 1, 0, "estimated"), model="m", provider="p", now=later)
+        services.settle(hold, usage=Usage(1, 1, "estimated"), model="m", provider="p", now=later)
     assert UsageRecord.objects.get().day.isoformat() == "2026-03-10"
     assert Counter.objects.get(window="month", starts_at=windows_at(NOW).month).tokens_used == 2
 
@@ -123,7 +123,7 @@ def test_a_closed_generation_makes_room_for_another(alice):
     plan = limit(alice, concurrent_generations=1)
     hold = take(alice, plan)
     with transaction.atomic():
-        services.settle(hold, usage=Usage(1, 1, 0, "provider"), model="m", provider="p", now=NOW)
+        services.settle(hold, usage=Usage(1, 1, "provider"), model="m", provider="p", now=NOW)
     assert take(alice, plan)
 
 
@@ -221,4 +221,4 @@ def test_a_hold_takes_two_statements_and_a_settlement_three(alice, django_assert
                 user_id=alice.id, plan=plan, prompt_tokens=1, completion_tokens=1, price=FREE_OF_CHARGE, now=NOW
             )
         with django_assert_num_queries(3):
-            services.settle(hold, usage=Usage(1, 1, 0, "provider"), model="m", provider="p", now=NOW)
+            services.settle(hold, usage=Usage(1, 1, "provider"), model="m", provider="p", now=NOW)

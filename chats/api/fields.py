@@ -1,0 +1,112 @@
+"""Fields and shapes that several resources share."""
+
+from typing import Any
+
+from django.conf import settings
+from drf_spectacular.utils import extend_schema_field
+from rest_framework import serializers
+from rest_framework.utils.formatting import lazy_format
+
+
+@extend_schema_field(
+    {
+        "oneOf": [
+            {"type": "string"},
+            {
+                "type": "array",
+                "items": {
+                    "type": "object",
+                    "properties": {"type": {"type": "string", "enum": ["text"]}, "text": {"type": "string"}},
+                    "required": ["type", "text"],
+                },
+            },
+        ]
+    }
+)
+class ContentField(serializers.CharField):
+    """What a message says: a string, or OpenAI's list of parts, of which the text is taken."""
+
+    default_error_messages = {  # noqa: RUF012 - DRF's own way
+        "parts": 'Give a string, or a list of parts like {"type": "text", "text": "…"}.',
+        "part_type": lazy_format("A part of type {type} cannot be taken here; text can."),
+    }
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(trim_whitespace=False, max_length=settings.MAX_CONTENT_CHARACTERS, **kwargs)
+
+    def to_internal_value(self, data: Any) -> str:
+        """Return the text."""
+        if isinstance(data, str):
+            return super().to_internal_value(data)
+        if not isinstance(data, list) or not data:
+            self.fail("parts")
+        texts = []
+        for part in data:
+            if not isinstance(part, dict):
+                self.fail("parts")
+            if part.get("type") != "text":
+                self.fail("part_type", type=str(part.get("type"))[:40])
+            if not isinstance(part.get("text"), str):
+                self.fail("parts")
+            texts.append(part["text"])
+        return super().to_internal_value("\n".join(texts))
+
+    def run_validation(self, data: Any = serializers.empty) -> Any:
+        """Refuse blank text in every form of it, and say so as `blank`."""
+        value = super().run_validation(data)
+        if isinstance(value, str) and not value.strip():
+            self.fail("blank")
+        return value
+
+
+class UsageSchema(serializers.Serializer[Any]):
+    """`usage`, for the schema."""
+
+    prompt_tokens = serializers.IntegerField()
+    completion_tokens = serializers.IntegerField()
+    total_tokens = serializers.IntegerField()
+    cost = serializers.FloatField(help_text="US dollars")
+    source = serializers.ChoiceField(choices=["provider", "estimated"])
+
+
+class ReplyErrorSchema(serializers.Serializer[Any]):
+    """`error`, for the schema."""
+
+    code = serializers.CharField()
+    detail = serializers.CharField()
+
+
+class FeedbackSchema(serializers.Serializer[Any]):
+    """`feedback`, for the schema."""
+
+    rating = serializers.ChoiceField(choices=[1, -1])
+    comment = serializers.CharField(allow_null=True)
+
+
+class MessageSchema(serializers.Serializer[Any]):
+    """`message`, for the schema; `chats.rendering` makes it."""
+
+    id = serializers.IntegerField()
+    conversation_id = serializers.IntegerField()
+    parent_id = serializers.IntegerField(allow_null=True)
+    role = serializers.ChoiceField(choices=["user", "assistant", "system"])
+    content = serializers.CharField()
+    attachments = serializers.ListField(child=serializers.DictField())
+    status = serializers.ChoiceField(choices=["streaming", "completed", "stopped", "failed", "interrupted"])
+    finish_reason = serializers.CharField(allow_null=True)
+    model = serializers.CharField(allow_null=True)
+    provider = serializers.CharField(allow_null=True)
+    reasoning = serializers.CharField(allow_null=True)
+    usage = UsageSchema(allow_null=True)
+    error = ReplyErrorSchema(allow_null=True)
+    feedback = FeedbackSchema(allow_null=True)
+    sibling_ids = serializers.ListField(child=serializers.IntegerField())
+    created_at = serializers.DateTimeField()
+    completed_at = serializers.DateTimeField(allow_null=True)
+
+
+class ExchangeSchema(serializers.Serializer[Any]):
+    """A message and its reply, for the schema."""
+
+    message = MessageSchema()
+    reply = MessageSchema(allow_null=True)

@@ -1,0 +1,1 @@
+"""REST: quotas and usage."""
