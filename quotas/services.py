@@ -41,8 +41,8 @@ log = structlog.get_logger(__name__)
 
 DEFAULT_PLANS: dict[str, dict[str, Any]] = {
     "free": {
-        "requests_per_minute": 20, "requests_per_day": 500, "tokens_per_day": 500_000, "tokens_per_month": 5_000_000,
-        "concurrent_generations": 5, "storage_bytes": 200 * 1024 * 1024,
+        "requests_per_minute": 60, "requests_per_day": 1_000, "tokens_per_day": 1_000_000,
+        "tokens_per_month": 10_000_000, "concurrent_generations": 10, "storage_bytes": 200 * 1024 * 1024,
     },
     "vip": {
         "requests_per_minute": 120, "requests_per_day": 10_000, "tokens_per_day": 20_000_000,

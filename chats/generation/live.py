@@ -7,6 +7,7 @@ is the same code as live. Everything here runs on the event loop; no locks.
 
 import asyncio
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -99,7 +100,7 @@ class LiveReply:
     lost: bool = False
     saved: Cursor = START
     task: asyncio.Task[None] | None = None
-    _waiting: set[asyncio.Future[None]] = field(default_factory=set)
+    _watchers: set[Callable[[], None]] = field(default_factory=set)
 
     @property
     def length(self) -> Cursor:
@@ -129,34 +130,32 @@ class LiveReply:
         if self.task is not None:
             self.task.cancel()
 
+    def watch(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Call `callback` whenever the reply grows or ends; return what ends that."""
+        self._watchers.add(callback)
+        return lambda: self._watchers.discard(callback)
+
     def _wake(self) -> None:
-        waiting, self._waiting = self._waiting, set()
-        for future in waiting:
-            if not future.done():
-                future.set_result(None)
+        for callback in list(self._watchers):
+            callback()
 
     async def wait_beyond(self, cursor: Cursor, *, timeout: float | None = None) -> bool:
         """Wait until there is more than `cursor` or the end; return False where `timeout` seconds passed first."""
-        if self.ended is not None or self.length != cursor:
-            return True
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.add(future)
+        changed = asyncio.Event()
+        forget = self.watch(changed.set)
         try:
             async with asyncio.timeout(timeout):
-                await future
+                while self.ended is None and self.length == cursor:
+                    await changed.wait()
+                    changed.clear()
         except TimeoutError:
             return False
         finally:
-            self._waiting.discard(future)
+            forget()
         return True
 
     async def wait_ended(self) -> Message:
         """Wait for the end and return the final row."""
         while self.ended is None:
-            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiting.add(future)
-            try:
-                await future
-            finally:
-                self._waiting.discard(future)
+            await self.wait_beyond(self.length)
         return self.ended
