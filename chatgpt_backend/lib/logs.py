@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import structlog
+from structlog.processors import ExceptionRenderer
+from structlog.tracebacks import ExceptionDictTransformer
 
 SHARED = [
     structlog.contextvars.merge_contextvars,
@@ -58,8 +60,10 @@ def logging_config(*, level: str, form: str, path: str | None) -> dict[str, Any]
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
-    json_lines = [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer(ensure_ascii=False)]
-    console = [structlog.dev.ConsoleRenderer(colors=False)]
+    # Traces without the values of variables: those hold what users wrote, and keys.
+    tracebacks = ExceptionRenderer(ExceptionDictTransformer(show_locals=False))
+    json_lines = [tracebacks, structlog.processors.JSONRenderer(ensure_ascii=False)]
+    console = [structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)]
 
     def formatter(renderers: list[Any]) -> dict[str, Any]:
         return {
@@ -89,5 +93,7 @@ def logging_config(*, level: str, form: str, path: str | None) -> dict[str, Any]
             # They say at INFO what our own access log says, or put whole addresses (with tokens) into lines.
             name: {"level": "WARNING"}
             for name in ("daphne", "httpx2", "httpcore2", "openai", "asyncio", "django.request", "django.server")
-        },
+        }
+        # Anybody may send any Host: a 400 in the access log says it, without a trace.
+        | {"django.security.DisallowedHost": {"level": "CRITICAL"}},
     }

@@ -11,13 +11,16 @@ from asgiref.sync import iscoroutinefunction, markcoroutinefunction, sync_to_asy
 from django.contrib.auth.middleware import AuthenticationMiddleware
 from django.contrib.messages.middleware import MessageMiddleware
 from django.contrib.sessions.middleware import SessionMiddleware
+from django.core.exceptions import DisallowedHost
 from django.http import HttpRequest, HttpResponseBase
 from django.middleware.csrf import CsrfViewMiddleware
+
+from chatgpt_backend.ops.answers import error_answer
 
 log = structlog.get_logger("access")
 Answer = Callable[[HttpRequest], Awaitable[HttpResponseBase]]
 SAFE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
-ONE_SLASH_LESS = re.compile(r"/(?:api/v1|v1|health)(?:/.*)?[^/]/")
+ONE_SLASH_LESS = re.compile(r"/(?:api|v1|health|info|docs|redoc)(?:/.*[^/])?/")
 
 
 class AsyncMiddleware:
@@ -36,13 +39,14 @@ class RequestMiddleware(AsyncMiddleware):
     """Give each request its id, on its answer and on every log line; take off one trailing slash of API paths."""
 
     async def __call__(self, request: HttpRequest) -> HttpResponseBase:
+        """Answer one request."""
         given = request.headers.get("X-Request-ID", "")
         request_id = given if SAFE_REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         if ONE_SLASH_LESS.fullmatch(request.path_info):
             request.path_info = request.path_info[:-1]
         started = perf_counter()
         with structlog.contextvars.bound_contextvars(request_id=request_id):
-            response = await self.get_response(request)
+            response = refuse_host(request) or await self.get_response(request)
             # The path alone: a query may hold a ticket.
             log.info(
                 "request", method=request.method, path=request.path_info, status=response.status_code,
@@ -50,6 +54,17 @@ class RequestMiddleware(AsyncMiddleware):
             )  # fmt: skip
         response.headers["X-Request-ID"] = request_id
         return response
+
+
+def refuse_host(request: HttpRequest) -> HttpResponseBase | None:
+    """Return a 400 for a `Host` that is not ours; probes come by bare addresses, and may."""
+    if request.path_info.startswith("/health"):
+        return None
+    try:
+        request.get_host()
+    except DisallowedHost:
+        return error_answer(request, status=400, code="invalid_host", detail="ALLOWED_HOSTS does not name this host.")
+    return None
 
 
 class SecurityHeadersMiddleware(AsyncMiddleware):
@@ -69,6 +84,9 @@ class SecurityHeadersMiddleware(AsyncMiddleware):
     OWN_POLICY = ("/admin", "/docs", "/redoc")
 
     async def __call__(self, request: HttpRequest) -> HttpResponseBase:
+        """Answer one request."""
+        if not request.path_info.startswith("/health"):  # which is asked by address
+            request.get_host()  # raises DisallowedHost, a 400, before anything is done
         response = await self.get_response(request)
         policy = self.RELAXED if request.path_info.startswith(self.OWN_POLICY) else self.STRICT
         for name, value in (
@@ -88,6 +106,7 @@ class AdminOnly:
     get_response: Any
 
     def __call__(self, request: HttpRequest) -> Any:
+        """Answer one request."""
         if request.path_info.startswith("/admin"):
             return super().__call__(request)  # type: ignore[misc]  # the mixin's other base has it
         return self.get_response(request)
