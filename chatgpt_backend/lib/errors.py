@@ -3,6 +3,7 @@
 import math
 
 import structlog
+from django.core.exceptions import RequestDataTooBig, SuspiciousOperation
 from django.db import OperationalError
 from drf_standardized_errors import handler
 from rest_framework import status
@@ -54,6 +55,12 @@ class ExceptionHandler(handler.ExceptionHandler):
                 "database_unavailable", "The database does not answer. Try again shortly.",
                 status_code=status.HTTP_503_SERVICE_UNAVAILABLE, retry_after=2,
             )  # fmt: skip
+        if isinstance(exc, RequestDataTooBig):
+            return ClientError(
+                "request_too_large", "The body is too large.", status_code=status.HTTP_413_REQUEST_ENTITY_TOO_LARGE
+            )
+        if isinstance(exc, SuspiciousOperation):
+            return ClientError("bad_request", "The request is malformed.")
         return super().convert_known_exceptions(exc)
 
     def should_not_handle(self, exc: Exception) -> bool:
