@@ -29,9 +29,9 @@ class NamesMixin:
     """Refuse a name or address that another user has, in whatever spelling: the form knows the exact ones alone."""
 
     def clean(self) -> dict[str, Any]:
-        """Check the names when each is one."""
+        """Check the names where both passed their own checks."""
         data: dict[str, Any] = super().clean() or self.cleaned_data  # type: ignore[misc, attr-defined]
-        if "username" in data and "email" in data:
+        if data.get("username") and data.get("email"):
             wanted = User(pk=self.instance.pk, username=data["username"], email=data["email"])  # type: ignore[attr-defined]
             for attr, problems in find_name_problems(wanted).items():
                 self.add_error(attr, [str(problem) for problem in problems])  # type: ignore[attr-defined]

@@ -25,7 +25,7 @@ from accounts.models import Session
 from accounts.tokens import TokenPair
 from chatgpt_backend.lib.addresses import client_address
 from chatgpt_backend.lib.errors import ClientError, invalid
-from chatgpt_backend.lib.parsers import SmallJSONParser
+from chatgpt_backend.lib.parsers import FormJSONParser
 
 COOKIE = "refresh_token"
 COOKIE_PATH = "/api/v1/auth"
@@ -34,7 +34,7 @@ COOKIE_PATH = "/api/v1/auth"
 class PublicView(APIView):
     """A view that asks for no access token."""
 
-    parser_classes = (SmallJSONParser,)
+    parser_classes = (FormJSONParser,)
     authentication_classes = ()
     permission_classes = (AllowAny,)
 

@@ -14,7 +14,7 @@ from rest_framework.views import APIView
 from accounts import services
 from accounts.authentication import SignedInRequest
 from accounts.models import User
-from chatgpt_backend.lib.parsers import SmallJSONParser
+from chatgpt_backend.lib.parsers import FormJSONParser
 from quotas.services import plan_in_force
 
 USERNAME_CHARACTERS = 150
@@ -101,7 +101,7 @@ class AccountDeletionSerializer(serializers.Serializer[Any]):
 class MeView(APIView):
     """The caller's own account."""
 
-    parser_classes = (SmallJSONParser,)
+    parser_classes = (FormJSONParser,)
 
     @extend_schema(operation_id="me_retrieve", responses=ProfileSerializer)
     def get(self, request: SignedInRequest) -> Response:
