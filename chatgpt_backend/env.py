@@ -13,6 +13,7 @@ import environ
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 env = environ.Env()
+SECRETS = ("SECRET_KEY", "ENCRYPTION_KEYS")
 
 
 def env_file() -> Path | None:
@@ -23,6 +24,11 @@ def env_file() -> Path | None:
 
 def read_env_file() -> None:
     """Load the file's variables that the environment does not have yet."""
+    # Compose files and shells pass what is unset on as empty: without this, an empty secret there would outweigh the
+    # one in the file, and each `init` would write another.
+    for name in SECRETS:
+        if not os.environ.get(name, "unset"):
+            del os.environ[name]
     path = env_file()
     if path is not None and path.is_file():
         environ.Env.read_env(path, overwrite=False)
@@ -47,7 +53,7 @@ def write_missing_secrets() -> list[str]:
     old = path.read_text("utf-8") if path.exists() else ""
     # A line `NAME=` left empty (as in .env.example) would win over a later one in some readers: drop it.
     for name in missing:
-        old = re.sub(rf"(?m)^{name}=[ \t]*\n?", "", old)
+        old = re.sub(rf"(?m)^{name}=[ \t]*$\n?", "", old)
     if old and not old.endswith("\n"):
         old += "\n"
     text = old + "".join(f"{name}={value}\n" for name, value in missing.items())

@@ -16,7 +16,7 @@ read_env_file()
 # --- Ground -----------------------------------------------------------------------------------------------------
 
 # Development's fallback; `serve` refuses to start on it (check ops.E001).
-INSECURE_SECRET_KEY = "insecure-development-key-run-manage.py-init"  # noqa: S105 - it is public by design
+INSECURE_SECRET_KEY = "insecure-development-key-run-manage.py-init"  # public by design
 SECRET_KEY = env.str("SECRET_KEY", default="") or INSECURE_SECRET_KEY
 DEBUG = env.bool("DEBUG", default=False)
 PUBLIC_URL = env.str("PUBLIC_URL", default="http://localhost:8000").rstrip("/")
@@ -176,12 +176,18 @@ SPECTACULAR_SETTINGS = {
     "SWAGGER_UI_DIST": "SIDECAR",
     "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
     "REDOC_DIST": "SIDECAR",
+    # The validator is a page of somebody else's.
+    "SWAGGER_UI_SETTINGS": {"deepLinking": True, "persistAuthorization": True, "validatorUrl": None},
     "COMPONENT_SPLIT_REQUEST": True,
+    # They go to stderr each time somebody asks for the schema; `make check` shows them.
+    "DISABLE_ERRORS_AND_WARNINGS": env.bool("QUIET_SCHEMA", default=True),
     "POSTPROCESSING_HOOKS": [
         "drf_standardized_errors.openapi_hooks.postprocess_schema_enums",
     ],
 }
 DATA_UPLOAD_MAX_MEMORY_SIZE = 4 * 1024 * 1024
+# Of any body, uploads included: beyond it the server hangs up. JSON has the limit above.
+MAX_REQUEST_BYTES = env.int("MAX_REQUEST_BYTES", default=100 * 1024 * 1024)
 
 # --- The model's side ----------------------------------------------------------------------------------------------
 

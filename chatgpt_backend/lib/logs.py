@@ -92,8 +92,10 @@ def logging_config(*, level: str, form: str, path: str | None) -> dict[str, Any]
         "loggers": {
             # They say at INFO what our own access log says, or put whole addresses (with tokens) into lines.
             name: {"level": "WARNING"}
-            for name in ("daphne", "httpx2", "httpcore2", "openai", "asyncio", "django.request", "django.server")
+            for name in ("daphne", "httpx2", "httpcore2", "openai", "asyncio", "django.server")
         }
+        # At WARNING it repeats each 4xx.
+        | {"django.request": {"level": "ERROR"}}
         # Anybody may send any Host: a 400 in the access log says it, without a trace.
         | {"django.security.DisallowedHost": {"level": "CRITICAL"}},
     }
