@@ -8,6 +8,7 @@ import pytest_asyncio
 
 from chats.llm import client
 from tests.upstream import Upstream
+from tests.world import World
 
 
 @pytest.fixture(scope="session")
@@ -31,3 +32,12 @@ async def upstream(
     await client.close()
     yield upstream_server
     await client.close()
+
+
+@pytest_asyncio.fixture
+async def world(transactional_db: Any, upstream: Upstream) -> AsyncIterator[World]:
+    """Plans, models and a running engine before a fake upstream; afterwards the engine is stopped."""
+    world = World(upstream)
+    await world.open()
+    yield world
+    await world.close()
