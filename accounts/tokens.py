@@ -21,7 +21,7 @@ from chatgpt_backend.lib import db
 
 log = structlog.get_logger(__name__)
 
-# Ours have some 300. What is longer is not parsed at all: a header of nested brackets would exhaust the stack.
+# Ours have some 300: what is longer is not worth decoding.
 MAX_TOKEN_CHARACTERS = 600
 SEEN_EVERY = timedelta(minutes=1)
 USER_AGENT_CHARACTERS = 300
