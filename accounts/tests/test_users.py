@@ -77,23 +77,23 @@ def test_hashes_are_argon2id_of_19_mib() -> None:
     assert not check_password("other", encoded)
 
 
-def test_hashes_wait_for_a_slot() -> None:
+def test_a_flood_of_hashes_runs_on_a_few_threads() -> None:
+    gate = threading.Event()
     for _ in range(hashers.CONCURRENT_HASHES):
-        hashers._slots.acquire()
+        hashers._threads.submit(gate.wait)
     done = threading.Event()
 
     def hash_one() -> None:
         make_password("pw")
         done.set()
 
-    thread = threading.Thread(target=hash_one)
-    thread.start()
+    caller = threading.Thread(target=hash_one)
+    caller.start()
     try:
         assert not done.wait(0.3)
     finally:
-        for _ in range(hashers.CONCURRENT_HASHES):
-            hashers._slots.release()
-        thread.join()
+        gate.set()
+        caller.join()
     assert done.is_set()
 
 
