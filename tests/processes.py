@@ -173,7 +173,7 @@ class ServerProcess(Process):
             self.initialize()
 
     def initialize(self) -> None:
-        """Run `init`; where nothing of the environment sets this database apart, by copying one that was made before."""
+        """Run `init`, or copy what it made before where nothing in the environment sets this database apart."""
         admin = ("--admin-username", "root", "--admin-email", "root@example.com", "--admin-password", "root-password-1")
         database = self.env["DATABASE_URL"].removeprefix("sqlite:///")
         if any(self.env.get(name) != value for name, value in SECRETS.items()) or not database.startswith("/"):

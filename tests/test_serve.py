@@ -90,8 +90,6 @@ def test_stock_daphne_serves_nothing_with_foreign_keys(tmp_path):
     command = [sys.executable, "-m", "daphne", "-p", str(port), "chatgpt_backend.asgi:application"]
     env = environment(tmp_path, {"ENCRYPTION_KEYS": OTHER_KEY})
     process = Process(command, env=env, folder=tmp_path, port=port)
-    with pytest.raises(AssertionError, match="did not answer"), process:
-        process.wait_ready(timeout=1)
     process.launch()
     try:
         deadline = time.monotonic() + 20
