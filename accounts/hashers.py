@@ -6,8 +6,8 @@ from django.contrib.auth.hashers import Argon2PasswordHasher
 
 # A hash holds 19 MiB and a core for some 20 ms: more at once would be no faster, only larger.
 CONCURRENT_HASHES = 4
-# Threads of their own: a semaphore bounds what is in use, but not what is kept. glibc keeps freed memory in the arena of
-# the thread that had it, and 40 requests at once left 500 MB in their threads' arenas; so it stays at 100 MB.
+# Threads of their own: a semaphore bounds what is in use, but not what is kept. glibc keeps freed memory in the arena
+# of the thread that had it, and 40 requests at once left 500 MB in their threads' arenas; so it stays at 100 MB.
 _threads = ThreadPoolExecutor(CONCURRENT_HASHES, thread_name_prefix="argon2")
 
 
