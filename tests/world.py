@@ -33,7 +33,7 @@ class Person:
 
     def __init__(self, user: User, access: str) -> None:
         self.user, self.id, self.access = user, user.pk, access
-        self.client = AsyncClient()
+        self.client = AsyncClient(raise_request_exception=False)
 
     async def call(self, method: str, path: str, body: Any = None, *, headers: dict[str, str] | None = None) -> Any:
         """Call `/api/v1<path>` signed in; `body` goes as JSON."""

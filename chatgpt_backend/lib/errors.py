@@ -8,6 +8,7 @@ from django.db import OperationalError
 from drf_standardized_errors import handler
 from rest_framework import status
 from rest_framework.exceptions import APIException, ErrorDetail, ValidationError
+from rest_framework.response import Response
 
 log = structlog.get_logger(__name__)
 
@@ -66,3 +67,8 @@ class ExceptionHandler(handler.ExceptionHandler):
     def should_not_handle(self, exc: Exception) -> bool:
         """Handle everything."""
         return False
+
+    def report_exception(self, exc: APIException, response: Response) -> None:
+        """Report defects alone: a provider that failed, or a database that is away, is expected."""
+        if not isinstance(exc, ClientError):
+            super().report_exception(exc, response)

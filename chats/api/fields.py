@@ -5,7 +5,6 @@ from typing import Any
 from django.conf import settings
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
-from rest_framework.utils.formatting import lazy_format
 
 
 @extend_schema_field(
@@ -27,8 +26,8 @@ class ContentField(serializers.CharField):
     """What a message says: a string, or OpenAI's list of parts, of which the text is taken."""
 
     default_error_messages = {  # noqa: RUF012 - DRF's own way
-        "parts": 'Give a string, or a list of parts like {"type": "text", "text": "…"}.',
-        "part_type": lazy_format("A part of type {type} cannot be taken here; text can."),
+        "parts": 'Give a string, or a list of parts like {{"type": "text", "text": "…"}}.',
+        "part_type": "A part of type {type} cannot be taken here; text can.",
     }
 
     def __init__(self, **kwargs: Any) -> None:

@@ -173,7 +173,7 @@ async def test_a_message_that_alone_does_not_fit_is_refused_and_nothing_stored(a
 async def test_a_long_history_is_trimmed_oldest_first(alice, world):
     conversation_id = await alice.converse(model="gpt-3.5-turbo", system_prompt="Stay.")
     for number in range(3):
-        await alice.say(conversation_id, f"{number} " + "word " * 5_000, reply=False)
+        await alice.say(conversation_id, f"{number} " + "word " * 5_500, reply=False)
     assert (await alice.say(conversation_id, "newest !reply=ok", max_tokens=100)).status_code == 201
     told = [one["content"].split()[0] for one in world.upstream.requests[-1].body["messages"]]
     assert told == ["Stay.", "1", "2", "newest"]
