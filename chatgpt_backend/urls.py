@@ -1,5 +1,7 @@
 """All routes."""
 
+from typing import Any
+
 from django.contrib import admin
 from django.urls import include, path, re_path
 from django.views.generic import RedirectView
@@ -8,7 +10,7 @@ from drf_spectacular.views import SpectacularJSONAPIView, SpectacularRedocView, 
 from chatgpt_backend.ops import answers, views
 
 # The documentation is public, and looks at no token: a stale one must not hide it.
-PUBLIC = {"authentication_classes": [], "permission_classes": []}
+PUBLIC: dict[str, Any] = {"authentication_classes": [], "permission_classes": []}
 
 urlpatterns = [
     path("", views.index),

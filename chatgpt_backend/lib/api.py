@@ -4,8 +4,16 @@ from inspect import iscoroutinefunction
 from typing import Any
 
 from adrf.views import APIView as AdrfView
+from rest_framework.request import Request
 
 from chatgpt_backend.lib import db
+
+
+def caller_id(request: Request) -> int:
+    """Return the id of the signed-in user who sent a request."""
+    user_id: int | None = request.user.pk
+    assert user_id is not None, "the view lets nobody in who is not signed in"
+    return user_id
 
 
 class AsyncAPIView(AdrfView):

@@ -106,7 +106,7 @@ def update_returning(
         updated = queryset.update(**changes)
         rows = list((queryset if again is None else again).values_list(*fields))
         return rows if len(rows) == updated else []
-    query = queryset.query.chain(UpdateQuery)
+    query: Any = queryset.query.chain(UpdateQuery)
     query.add_update_values(changes)
     sql, parameters = query.get_compiler(queryset.db).as_sql()
     columns = ", ".join(using.ops.quote_name(queryset.model._meta.get_field(name).column) for name in fields)

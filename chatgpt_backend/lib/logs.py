@@ -10,7 +10,7 @@ import structlog
 from structlog.processors import ExceptionRenderer
 from structlog.tracebacks import ExceptionDictTransformer
 
-SHARED = [
+SHARED: list[Any] = [
     structlog.contextvars.merge_contextvars,
     structlog.stdlib.add_log_level,
     structlog.stdlib.add_logger_name,
@@ -61,7 +61,7 @@ def logging_config(*, level: str, form: str, path: str | None) -> dict[str, Any]
         cache_logger_on_first_use=True,
     )
     # Traces without the values of variables: those hold what users wrote, and keys.
-    tracebacks = ExceptionRenderer(ExceptionDictTransformer(show_locals=False))
+    tracebacks: Any = ExceptionRenderer(ExceptionDictTransformer(show_locals=False))
     json_lines = [tracebacks, structlog.processors.JSONRenderer(ensure_ascii=False)]
     console = [structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)]
 

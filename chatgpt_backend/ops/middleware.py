@@ -4,7 +4,7 @@ import re
 import uuid
 from collections.abc import Awaitable, Callable
 from time import perf_counter
-from typing import Any
+from typing import Any, cast
 
 import structlog
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction, sync_to_async
@@ -32,7 +32,7 @@ class AsyncMiddleware:
     def __init__(self, get_response: Answer) -> None:
         self.get_response = get_response
         if iscoroutinefunction(get_response):
-            markcoroutinefunction(self)
+            markcoroutinefunction(cast(Any, self))
 
 
 class RequestMiddleware(AsyncMiddleware):
@@ -119,7 +119,9 @@ class AdminSessionMiddleware(AdminOnly, SessionMiddleware):
 class AdminCsrfMiddleware(AdminOnly, CsrfViewMiddleware):
     """CSRF checks, for the admin: the API takes no cookie as proof."""
 
-    async def process_view(self, request: HttpRequest, callback: Any, args: Any, kwargs: Any) -> Any:
+    async def process_view(  # type: ignore[override]  # Django takes async hooks; its stubs do not
+        self, request: HttpRequest, callback: Any, args: Any, kwargs: Any
+    ) -> Any:
         """Check a request to the admin. Async, since Django would send a sync hook of every request to a thread."""
         if not request.path_info.startswith("/admin"):
             return None

@@ -17,7 +17,8 @@ import structlog
 from daphne.http_protocol import HTTPFactory, WebRequest
 from daphne.server import Server as DaphneServer
 from daphne.ws_protocol import WebSocketFactory, WebSocketProtocol
-from twisted.internet import defer, reactor
+from twisted.internet import defer
+from twisted.internet import reactor as installed_reactor
 from twisted.internet.interfaces import IPushProducer
 from twisted.logger import globalLogBeginner
 from zope.interface import implementer
@@ -26,6 +27,8 @@ from chatgpt_backend.lib.logs import redact
 
 log = structlog.get_logger("access")
 server_log = structlog.get_logger(__name__)
+# Its interfaces are declared in ways that type checkers do not follow.
+reactor: Any = installed_reactor
 Hook = Callable[[], Coroutine[Any, Any, None]]
 
 GOING_AWAY = 4503
@@ -154,6 +157,7 @@ class Socket(WebSocketProtocol):
     """A WebSocket that feels the client's pace."""
 
     server: "Server"
+    last_ping: float
 
     def connectionMade(self) -> None:  # noqa: N802 - Twisted's name
         """Take the transport over from the HTTP channel, which listens to its buffer until now."""
@@ -299,7 +303,8 @@ class Server(DaphneServer):
     def run(self) -> None:
         """Serve, on the port that `listen` has taken, until a signal ends it."""
         # Twisted and Autobahn say at length what is no news; what matters they raise.
-        globalLogBeginner.beginLoggingTo([lambda _: None], redirectStandardIO=False, discardBuffer=True)
+        silence: Any = lambda _event: None  # noqa: E731
+        globalLogBeginner.beginLoggingTo([silence], redirectStandardIO=False, discardBuffer=True)
         loop = reactor._asyncioEventloop
         asyncio.set_event_loop(loop)
         for number in (signal.SIGTERM, signal.SIGINT):

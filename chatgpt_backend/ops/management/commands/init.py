@@ -3,7 +3,7 @@
 import os
 import secrets
 from argparse import ArgumentParser
-from typing import Any, ClassVar
+from typing import Any
 
 from django.contrib.auth.password_validation import validate_password
 from django.core.exceptions import ValidationError
@@ -21,7 +21,7 @@ from quotas import services as quotas
 
 class Command(BaseCommand):
     help = "Migrate, check the keys, create plans, models and an administrator. Safe to repeat."
-    requires_system_checks: ClassVar = []
+    requires_system_checks = []  # noqa: RUF012 - as Django declares it
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         for name in ("username", "email", "password"):

@@ -1,6 +1,7 @@
 """`manage.py serve`: Daphne on uvloop, with what Daphne lacks (see `ops/server.py`)."""
 
 import errno
+import os
 from argparse import ArgumentParser
 from typing import Any
 
@@ -8,9 +9,9 @@ from django.conf import settings
 from django.core import checks
 from django.core.management.base import BaseCommand, CommandError
 from django.db import DatabaseError, InterfaceError, connection
+from django.utils.module_loading import import_string
 
 from chatgpt_backend import __version__
-from chatgpt_backend.env import env
 from chatgpt_backend.ops.canary import KeysDoNotFit, verify_keys
 from chatgpt_backend.ops.checks import SERVING
 from chatgpt_backend.ops.migrations_state import missing_migrations
@@ -21,7 +22,7 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: 127.0.0.1)")
-        parser.add_argument("--port", type=int, default=env.int("PORT", default=8000), help="default: $PORT or 8000")
+        parser.add_argument("--port", type=int, default=os.environ.get("PORT") or "8000", help="default: $PORT or 8000")
 
     def handle(self, *args: Any, host: str, port: int, **options: Any) -> None:
         self.refuse_unsafe_settings()
@@ -29,10 +30,10 @@ class Command(BaseCommand):
         # Only now: these bring Twisted's reactor along, which manage.py has put on uvloop.
         from twisted.internet.error import CannotListenError
 
-        from chatgpt_backend.asgi import application
         from chatgpt_backend.ops.server import Server
         from chats.generation.engine import engine
 
+        application = import_string(settings.ASGI_APPLICATION)
         server = Server(
             application,
             host=host,
