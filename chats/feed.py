@@ -22,7 +22,7 @@ PAGE = 200
 
 @dataclass(frozen=True)
 class Event:
-    """One event. `data` is what clients get beside `type` and `feed`; None until it is rendered.
+    """One event. `data` is what clients get beside `type` and `feed`, or what returns it; None: read the row.
 
     `origin` names the socket and its request that caused it, for the echo of the request's id.
     """
@@ -33,8 +33,12 @@ class Event:
     conversation_id: int | None = None
     message_id: int | None = None
     reply_id: int | None = None
-    data: dict[str, Any] | None = field(default=None, compare=False)
+    data: dict[str, Any] | Callable[[], dict[str, Any]] | None = field(default=None, compare=False)
     origin: tuple[str, str | None] | None = field(default=None, compare=False)
+
+    def rendered(self) -> dict[str, Any]:
+        """Return what clients get beside `type` and `feed`."""
+        return self.data() if callable(self.data) else self.data or {}
 
     @property
     def ends(self) -> int | None:
@@ -82,7 +86,7 @@ def read(user_id: int, *, since: int, limit: int = PAGE) -> list[Event]:
     rows = list(FeedEvent.objects.filter(user_id=user_id, number__gt=since).order_by("number")[:limit])
     named = {one for row in rows for one in (row.message_id, row.reply_id) if one}
     messages = {message.pk: message for message in Message.objects.filter(owner_id=user_id, id__in=named)}
-    talked = {row.conversation_id for row in rows if row.type.startswith("conversation.")}
+    talked = {row.conversation_id or 0 for row in rows if row.type.startswith("conversation.")}
     conversations = {one.pk: one for one in Conversation.objects.filter(owner_id=user_id, id__in=talked)}
     siblings: dict[int, list[int]] = {}
     for conversation_id in {message.conversation_id for message in messages.values()}:

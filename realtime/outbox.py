@@ -133,7 +133,7 @@ class Outbox:
             await self._catch_up()
         while self._pending and self._pending[0].ends not in self._subscriptions:
             event = self._pending.popleft()
-            frame = {"type": event.type, **(event.data or {}), "feed": event.number}
+            frame = {"type": event.type, **event.rendered(), "feed": event.number}
             if event.origin is not None and event.origin[0] == self.connection_id and event.origin[1] is not None:
                 frame["request_id"] = event.origin[1]
             await self._send(frame)
@@ -185,7 +185,7 @@ class Outbox:
                 self.unfollow(message_id)
                 if subscription.was_ended:
                     # It had ended before it was asked for: its event is history, so this carries no number.
-                    await self._send({"type": f"message.{reply.ended.status}", **ending_data(reply.ended), **echo})
+                    await self._send({"type": f"message.{reply.ended.status}", **ending_data(reply), **echo})
                 elif isinstance(reply, RowReply):
                     self._behind = True  # its event was written elsewhere
                 busy = True

@@ -10,7 +10,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from chatgpt_backend.lib import db
-from chatgpt_backend.lib.api import AsyncAPIView
+from chatgpt_backend.lib.api import AsyncAPIView, caller_id
 from chatgpt_backend.lib.errors import invalid
 from chatgpt_backend.lib.pages import KeysetPages
 from chats import services
@@ -128,7 +128,7 @@ class ConversationsView(AsyncAPIView):
         """Start a conversation."""
         body = NewConversationInput(data=request.data)
         body.is_valid(raise_exception=True)
-        conversation = services.create_conversation(user_id=request.user.pk, fields=body.validated_data)
+        conversation = services.create_conversation(user_id=caller_id(request), fields=body.validated_data)
         return Response(conversation_dict(conversation), status=status.HTTP_201_CREATED)
 
 
@@ -152,7 +152,7 @@ class ConversationView(AsyncAPIView):
         body = ConversationChanges(data=request.data, partial=True)
         body.is_valid(raise_exception=True)
         conversation = services.change_conversation(
-            user_id=request.user.pk,
+            user_id=caller_id(request),
             conversation_id=conversation_id,
             fields=body.validated_data,
             version=_if_match(request),
@@ -162,10 +162,11 @@ class ConversationView(AsyncAPIView):
     @extend_schema(operation_id="conversations_delete", responses={204: None})
     async def delete(self, request: Request, conversation_id: int) -> Response:
         """Delete it with its messages; a running reply is stopped and settled first."""
-        owned = {"user_id": request.user.pk, "conversation_id": conversation_id}
+        user_id = caller_id(request)
         while True:
-            await engine.stop_all(user_id=request.user.pk, message_ids=await db.run(services.streaming_ids, **owned))
-            if await db.run(services.delete_conversation, **owned):
+            running = await db.run(services.streaming_ids, user_id=user_id, conversation_id=conversation_id)
+            await engine.stop_all(user_id=user_id, message_ids=running)
+            if await db.run(services.delete_conversation, user_id=user_id, conversation_id=conversation_id):
                 return Response(status=status.HTTP_204_NO_CONTENT)
 
 

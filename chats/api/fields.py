@@ -65,7 +65,7 @@ class UsageSchema(serializers.Serializer[Any]):
     completion_tokens = serializers.IntegerField()
     total_tokens = serializers.IntegerField()
     cost = serializers.FloatField(help_text="US dollars")
-    source = serializers.ChoiceField(choices=["provider", "estimated"])
+    source = serializers.ChoiceField(choices=["provider", "estimated"])  # type: ignore[assignment]  # DRF's own attribute
 
 
 class ReplyErrorSchema(serializers.Serializer[Any]):

@@ -9,8 +9,7 @@ from rest_framework.exceptions import NotFound
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from chatgpt_backend.lib import db
-from chatgpt_backend.lib.api import AsyncAPIView
+from chatgpt_backend.lib.api import AsyncAPIView, caller_id
 from chatgpt_backend.lib.errors import ClientError, invalid
 from chatgpt_backend.lib.pages import KeysetPages
 from chats.api.conversations import PAGE_PARAMETERS, MessagePage, time_filters
@@ -113,7 +112,7 @@ class MessagesView(AsyncAPIView):
         """Say something, and get the reply: whole when it is done, or with `stream` as events while it grows."""
         body = MessageInput(data=request.data)
         body.is_valid(raise_exception=True)
-        started, live = await engine.send(asked_of(request.user.pk, body.validated_data))
+        started, live = await engine.send(asked_of(caller_id(request), body.validated_data))
         message = message_dict(started.message, started.siblings[started.message.pk])
         if started.reply is None or live is None:
             return Response({"message": message, "reply": None}, status=status.HTTP_201_CREATED)
@@ -129,7 +128,7 @@ class MessagesView(AsyncAPIView):
         reply = await live.wait_ended()
         if reply.status == Message.Status.FAILED:
             raise ClientError(reply.error_code, reply.error_detail, status_code=STATUS_CODES.get(reply.error_code, 500))
-        return Response({"message": message, "reply": message_dict(reply)}, status=201, headers=headers)
+        return Response({"message": message, "reply": live.rendered()}, status=201, headers=headers)
 
 
 @extend_schema(tags=["messages"])
@@ -152,9 +151,7 @@ class MessageStopView(AsyncAPIView):
     @extend_schema(operation_id="messages_stop", request=None, responses=MessageSchema)
     async def post(self, request: Request, message_id: int) -> Response:
         """Stop it and return it as it then stands; a finished one is returned as it is."""
-        message = await engine.stop(user_id=request.user.pk, message_id=message_id)
-        siblings = await db.run(sibling_ids, [message])
-        return Response(message_dict(message, siblings[message.pk]))
+        return Response(await engine.stop(user_id=caller_id(request), message_id=message_id))
 
 
 @extend_schema(tags=["messages"])
@@ -172,7 +169,7 @@ class MessageStreamView(AsyncAPIView):
     async def get(self, request: Request, message_id: int) -> HttpResponseBase:
         """Follow a reply, running or done, from a cursor to its end."""
         cursor = parse_cursor(request.headers.get("Last-Event-ID") or request.query_params.get("cursor"))
-        reply = await open_reply(user_id=request.user.pk, message_id=message_id)
+        reply = await open_reply(user_id=caller_id(request), message_id=message_id)
         check_cursor(reply, cursor)
         return stream_response(reply, cursor)
 
@@ -185,7 +182,8 @@ def _limit_headers(started: Started) -> dict[str, str]:
 
 
 def _message_filters(request: Request) -> dict[str, Any]:
-    given, filters = request.query_params, {}
+    given = request.query_params
+    filters: dict[str, Any] = {}
     for name, choices in (("role", Message.Role.values), ("status", Message.Status.values)):
         if given.get(name):
             if given[name] not in choices:

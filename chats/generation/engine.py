@@ -30,7 +30,7 @@ from chats.generation.store import INTERRUPTED, Asked, Ending, Started
 from chats.llm import client
 from chats.llm.errors import UpstreamError
 from chats.models import Message
-from chats.rendering import message_dict
+from chats.rendering import message_dict, sibling_ids
 from quotas import services as quotas
 
 log = structlog.get_logger(__name__)
@@ -160,15 +160,15 @@ class Engine:
     async def _finish(self, live: LiveReply, started: Started, ending: Ending) -> None:
         reply, hold = started.reply, started.hold
         assert reply is not None and hold is not None
-        text, reasoning = live.text.decode(), live.reasoning.decode()
+        # Nothing is appended any more, so the buffers themselves can go to the thread.
         event = await self._until_the_database_answers(
-            lambda: store.finish(reply, ending, text=text, reasoning=reasoning, hold=hold)
+            lambda: store.finish(reply, ending, text=live.text, reasoning=live.reasoning, hold=hold)
         )
         if event is None:
             await self._hear_the_end(live, started)
         else:
-            self._tell(event, reply)
-            live.end(reply)
+            live.end(reply, is_whole=True)
+            feed.publish(replace(event, data=lambda: ending_data(live)))
 
     async def _hear_the_end(self, live: LiveReply, started: Started) -> None:
         """Tell the readers of a reply that somebody else ended what the row says."""
@@ -178,14 +178,10 @@ class Engine:
             # Deleted meanwhile: there is no row to speak for it, so the readers hear that it stopped.
             row = started.reply
             assert row is not None
-            row.status, row.content = Message.Status.STOPPED, live.text.decode()
-        live.end(row)
-
-    def _tell(self, event: feed.Event, reply: Message) -> None:
-        if feed.has_listeners(event.user_id):
-            data = ending_data(reply)
-            event = replace(event, data=data)
-        feed.publish(event)
+            row.status = Message.Status.STOPPED
+            live.end(row, is_whole=True)
+        else:
+            live.end(row, is_whole=False)
 
     async def _until_the_database_answers(self, work: Callable[[], T]) -> T:
         """Do `work` in the pool, again and again while the database is away: the text lives on here meanwhile."""
@@ -245,13 +241,13 @@ class Engine:
             event = await db.run_reserved(store.finish, row, INTERRUPTED, text=None, reasoning=None)
             if event is not None:
                 log.warning("reply_interrupted", message_id=row.pk)
-                self._tell(event, row)
+                feed.publish(event)
         await db.run_reserved(quotas.release_orphans)
         return len(rows)
 
     # --- Ends ---------------------------------------------------------------------------------------------------
 
-    async def stop(self, *, user_id: int, message_id: int) -> Message:
+    async def stop(self, *, user_id: int, message_id: int) -> dict[str, Any]:
         """Stop a reply of the user's and return it as it then stands; a finished one is returned as it is.
 
         A reply of a process that is gone is ended here at once. Raises NotFound.
@@ -259,19 +255,9 @@ class Engine:
         live = self.replies.get(message_id)
         if live is not None and live.owner_id == user_id:
             live.stop()
-            return await live.wait_ended()
-        row: Message | None = await db.run(Message.objects.filter(id=message_id, owner_id=user_id).first)
-        if row is None:
-            raise NotFound
-        if row.status == Message.Status.STREAMING:
-            event = await db.run(store.finish, row, Ending(Message.Status.STOPPED), text=None, reasoning=None)
-            if event is None:
-                row = await db.run(Message.objects.filter(id=message_id, owner_id=user_id).first)
-                if row is None:
-                    raise NotFound
-            else:
-                self._tell(event, row)
-        return row
+            await live.wait_ended()
+            return live.rendered()
+        return await db.run(_stop_row, user_id, message_id)
 
     async def stop_all(self, *, user_id: int, message_ids: list[int]) -> None:
         """Stop these replies of the user's and wait until they are settled: before they are deleted."""
@@ -301,11 +287,25 @@ class Engine:
             await asyncio.wait(set(self._tasks), timeout=seconds)
 
 
-def ending_data(reply: Message) -> dict[str, Any]:
+def _stop_row(user_id: int, message_id: int) -> dict[str, Any]:
+    mine = Message.objects.filter(id=message_id, owner_id=user_id)
+    row = mine.first()
+    if row is not None and row.status == Message.Status.STREAMING:
+        event = store.finish(row, Ending(Message.Status.STOPPED), text=None, reasoning=None)
+        if event is None:  # somebody else ended it just now
+            row = mine.first()
+        else:
+            feed.publish(event)
+    if row is None:
+        raise NotFound
+    return message_dict(row, sibling_ids([row])[row.pk])
+
+
+def ending_data(reply: LiveReply) -> dict[str, Any]:
     """Return what the event of a reply's end says beside its type."""
-    message = message_dict(reply)
-    data = {"conversation_id": reply.conversation_id, "message_id": reply.pk, "message": message}
-    if reply.status == Message.Status.FAILED:
+    message = reply.rendered()
+    data = {"conversation_id": reply.conversation_id, "message_id": reply.message_id, "message": message}
+    if message["status"] == Message.Status.FAILED:
         data["error"] = message["error"]
     return data
 

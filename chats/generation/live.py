@@ -9,12 +9,13 @@ import asyncio
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from django.conf import settings
 
 from chatgpt_backend.lib.errors import ClientError
 from chats.models import Message
+from chats.rendering import message_dict
 
 CURSOR = re.compile(r"([0-9]{1,12})-([0-9]{1,12})")
 
@@ -87,7 +88,8 @@ def delta_after(text: bytes | bytearray, reasoning: bytes | bytearray, cursor: C
 class LiveReply:
     """A reply that this process owns.
 
-    `ended` holds the row's final state once the row has it, whoever wrote it.
+    `ended` holds the row's final state once the row has it, whoever wrote it; without its text where the buffers have
+    that, so that a reader that dawdles costs the text once.
     """
 
     message_id: int
@@ -96,10 +98,11 @@ class LiveReply:
     text: bytearray = field(default_factory=bytearray)
     reasoning: bytearray = field(default_factory=bytearray)
     ended: Message | None = None
+    is_whole: bool = False
     stopping: bool = False
     lost: bool = False
     saved: Cursor = START
-    task: asyncio.Task[None] | None = None
+    task: asyncio.Task[Any] | None = None
     _watchers: set[Callable[[], None]] = field(default_factory=set)
 
     @property
@@ -113,10 +116,21 @@ class LiveReply:
         self.reasoning += reasoning.encode("utf-8", "replace")
         self._wake()
 
-    def end(self, message: Message) -> None:
-        """Tell the readers how the row says that it ended."""
-        self.ended = message
+    def end(self, message: Message, *, is_whole: bool) -> None:
+        """Tell the readers how the row says that it ended. `is_whole`: the buffers hold the row's text."""
+        if is_whole:
+            message.content_sealed = message.reasoning_sealed = b""
+        self.ended, self.is_whole = message, is_whole
         self._wake()
+
+    def rendered(self) -> dict[str, Any]:
+        """Return the ended reply as clients see it."""
+        assert self.ended is not None
+        message = message_dict(self.ended)
+        if self.is_whole:
+            message["content"] = self.text.decode()
+            message["reasoning"] = self.reasoning.decode() or None
+        return message
 
     def stop(self) -> None:
         """Ask the run to close its upstream request and finish with what there is. Repeating it is harmless."""

@@ -38,15 +38,16 @@ class RowReply(LiveReply):
         self.row = row
         # Never shorter: a reader may be ahead of what a crash has left.
         text, reasoning = row.content.encode(), row.reasoning.encode()
+        is_whole = len(text) >= len(self.text) and len(reasoning) >= len(self.reasoning)
         self.text += text[len(self.text) :]
         self.reasoning += reasoning[len(self.reasoning) :]
         if row.status != Message.Status.STREAMING:
-            self.end(row)
+            self.end(row, is_whole=is_whole)
 
     def _end_deleted(self) -> None:
         """End for the readers of a reply whose row was deleted: deleting stops it first."""
         self.row.status = Message.Status.STOPPED
-        self.end(self.row)
+        self.end(self.row, is_whole=True)
 
     async def wait_beyond(self, cursor: Cursor, *, timeout: float | None = None) -> bool:
         """Wait as a live reply does, by looking at the row."""
@@ -92,7 +93,7 @@ async def follow(
                 event["reasoning"] = delta.reasoning
             yield event, cursor
         elif reply.ended is not None:
-            yield {"type": f"message.{reply.ended.status}", **ending_data(reply.ended)}, cursor
+            yield {"type": f"message.{reply.ended.status}", **ending_data(reply)}, cursor
             return
         elif not await reply.wait_beyond(cursor, timeout=keepalive):
             yield None, cursor

@@ -253,7 +253,8 @@ def _create_message(asked: Asked, place: _Place, tokens: int, now: datetime) -> 
         tree.activate_branch(place.parent, asked.conversation_id)
     return Message.objects.create(
         owner_id=asked.user_id, conversation_id=asked.conversation_id, parent=place.parent, depth=place.depth,
-        role=asked.role, content=asked.content, tokens=tokens, created_at=now, completed_at=now,
+        role=asked.role, content_sealed=Message.content.seal(asked.content, owner_id=asked.user_id), tokens=tokens,
+        created_at=now, completed_at=now,
     )  # fmt: skip
 
 
@@ -310,21 +311,27 @@ def save_progress(lease_owner: str, texts: dict[int, tuple[int, bytes, bytes]], 
 
 
 def finish(
-    reply: Message, ending: Ending, *, text: str | None, reasoning: str | None, hold: Hold | None = None
+    reply: Message,
+    ending: Ending,
+    *,
+    text: bytes | bytearray | None,
+    reasoning: bytes | bytearray | None,
+    hold: Hold | None = None,
 ) -> feed.Event | None:
     """End a reply and close its hold, in one transaction; return None, having written nothing, if somebody else did.
 
-    `text` and `reasoning` None: what the row has stands. `reply` is brought up to date in place. Seven statements.
+    `text` and `reasoning` in UTF-8; None: what the row has stands. `reply` is brought up to date in place. Seven
+    statements.
     """
-    now = timezone.now()
     if hold is None and reply.hold_id:
         hold = Hold.objects.filter(id=reply.hold_id).first()
     if text is not None:
-        reply.content, reply.reasoning = text, reasoning or ""
+        reply.content_sealed = Message.content.seal(text, owner_id=reply.owner_id)
+        reply.reasoning_sealed = Message.reasoning.seal(reasoning or b"", owner_id=reply.owner_id)
     # What the provider counted serves as the text's size; only a reply that also reasoned must be counted again.
-    reply.tokens = ending.usage[1] if ending.usage and not reply.reasoning else count_tokens(reply.content)
+    reply.tokens = ending.usage[1] if ending.usage and not reasoning else count_tokens(reply.content)
     usage = _usage(reply, ending)
-    return db.in_transaction(_finish, reply, ending, usage, hold, now)
+    return db.in_transaction(_finish, reply, ending, usage, hold, timezone.now())
 
 
 def _usage(reply: Message, ending: Ending) -> quotas.Usage | None:

@@ -102,6 +102,11 @@ class EventSplitter:
 
     def feed(self, chunk: bytes) -> list[bytes]:
         """Return the data of each event that `chunk` completes. Raises ValueError past MAX_EVENT_BYTES."""
+        # Nearly every read is whole events of one line: at half the price.
+        if chunk.startswith(b"data: ") and chunk.endswith(b"\n\n") and not (self._rest or self._data or self._after_cr):
+            whole = chunk[6:-2].split(b"\n\ndata: ")
+            if chunk.count(b"\n") == 2 * len(whole) and b"\r" not in chunk:
+                return whole
         if self._after_cr or b"\r" in chunk:  # JSON escapes it, so it ends a line
             after_cr, self._after_cr = self._after_cr, chunk[-1:] == b"\r"
             if after_cr and chunk[:1] == b"\n":

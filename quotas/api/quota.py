@@ -8,7 +8,7 @@ from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from chatgpt_backend.lib.api import AsyncAPIView
+from chatgpt_backend.lib.api import AsyncAPIView, caller_id
 from quotas.services import quota_report
 
 
@@ -38,4 +38,4 @@ class QuotaView(AsyncAPIView):
     @extend_schema(operation_id="quota_retrieve", responses=QuotaSchema)
     def get(self, request: Request) -> Response:
         """Return the plan in force and the state of each limit."""
-        return Response(quota_report(request.user.pk, now=timezone.now()))
+        return Response(quota_report(caller_id(request), now=timezone.now()))

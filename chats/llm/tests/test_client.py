@@ -294,9 +294,7 @@ async def test_more_than_a_hundred_at_once(upstream):
 
 def test_another_loop_gets_a_client_of_its_own(upstream):
     async def in_a_loop() -> str:
-        reply = await collect(ask("Hello"))
-        await client.close()
-        return reply.text
+        return (await collect(ask("Hello"))).text
 
     assert [asyncio.run(in_a_loop()) for _ in range(2)] == [GREETING, GREETING]
 
