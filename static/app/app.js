@@ -11,13 +11,14 @@ import { Sidebar, titleOf } from "./sidebar.js";
 import { Socket } from "./socket.js";
 
 const LAST_MODEL = "model";
+const LEFT = "left"; // why the page was left for the form
 const UNTITLED_FOR = 8000; // so long the server has for a title of its own
 const LONGEST_TITLE = 60;
 
 const narrow = matchMedia("(max-width: 760px)");
 const composer = byId("composer-text");
 
-const state = { user: null, current: null, opening: null, sending: false, stopping: false, models: [], quota: null, drafts: new Map(), tail: null };
+const state = { user: null, current: null, opening: null, sending: false, stopping: false, models: [], quota: null, drafts: new Map(), tail: null, seenReady: false };
 
 const socket = new Socket({ token: api.freshToken, onEvent: socketEvent, onState: socketState, onDisabled: () => leave("auth.disabled") });
 const replies = new Replies({ socket, onCreated, onText, onEnded, onGone, wanted: (id) => id === state.current });
@@ -48,6 +49,13 @@ function showView(name) {
 }
 
 async function boot() {
+  const left = sessionStorage.getItem(LEFT);
+  sessionStorage.removeItem(LEFT);
+  if (left !== null) {
+    showView("account");
+    account.show(left);
+    return;
+  }
   showView("splash");
   byId("splash-retry").hidden = true;
   byId("splash-text").textContent = t("app.starting");
@@ -77,24 +85,16 @@ function enter(user) {
   openFromAddress();
 }
 
-/** Back to the form, nothing of the user left on the page. */
-function leave(reason = null) {
+/** Back to the form by a fresh page: nothing of the user stays in memory, and nothing on its way arrives in it. */
+function leave(reason = "") {
   if (!state.user) return;
   state.user = null;
   api.forgetSession();
   socket.stop();
   replies.clear();
-  sidebar.clear();
-  messages.clear();
-  Object.assign(state, { current: null, opening: null, sending: false, models: [], quota: null, tail: null, seenReady: false });
-  state.drafts.clear();
-  composer.value = "";
-  showError(null);
-  showQuota(null);
+  sessionStorage.setItem(LEFT, reason);
   history.replaceState(null, "", location.pathname);
-  for (const dialog of document.querySelectorAll("dialog[open]")) dialog.close();
-  showView("account");
-  account.show(reason);
+  location.reload();
 }
 
 async function signOut() {
@@ -184,6 +184,7 @@ async function open(id) {
     messages.showAll(all);
     for (const message of all) pickUp(message);
     render();
+    if (!conversation.title && all.length) setTimeout(() => nameConversation(id), UNTITLED_FOR);
   } catch (error) {
     if (state.opening !== opening) return;
     if (error instanceof api.ApiError && error.status === 404) {
@@ -299,7 +300,9 @@ function onCreated({ conversation_id: id, message, reply }, own) {
   render();
 }
 
-const onText = (reply) => reply.conversationId === state.current && messages.grow(reply);
+function onText(reply) {
+  if (reply.conversationId === state.current) messages.grow(reply);
+}
 
 function onEnded({ conversation_id: id, message }) {
   if (id === state.current) messages.put(message);

@@ -111,7 +111,9 @@ const WORDS = {
   "net.reconnect": ["Reconnect", "重新连接"],
 
   "quota.title": ["Quota", "配额"],
-  "quota.plan": ["{plan} plan", "{plan} 套餐"],
+  "quota.plan": ["{plan} plan", "{plan}套餐"],
+  "plan.free": ["Free", "免费"],
+  "plan.vip": ["VIP", "VIP "],
   "quota.unlimited": ["No limits", "无限制"],
   "quota.line": ["{used} of {limit} {name}", "{name} {used} / {limit}"],
   "quota.resets": ["resets {time}", "{time}重置"],

@@ -1,7 +1,7 @@
 // How much of the plan is used.
 
 import { byId, el } from "./dom.js";
-import { formatNumber, formatRelative, t } from "./i18n.js";
+import { formatNumber, formatRelative, knows, t } from "./i18n.js";
 
 /** Show `quota` in short (the limit that is nearest) and, opened, every limit. */
 export function showQuota(quota) {
@@ -15,7 +15,7 @@ export function showQuota(quota) {
   const fleeting = ({ name }) => Number(name === "requests_per_minute" || name === "concurrent_generations");
   const share = ({ used, limit }) => (limit > 0 ? used / limit : 1);
   limits.sort((a, b) => fleeting(a) - fleeting(b) || share(b) - share(a));
-  byId("quota-plan").textContent = t("quota.plan", { plan: quota.plan });
+  byId("quota-plan").textContent = t("quota.plan", { plan: knows(`plan.${quota.plan}`) ? t(`plan.${quota.plan}`) : quota.plan });
   byId("quota-line").textContent = limits.length ? line(limits[0]) : t("quota.unlimited");
   byId("quota-bar").replaceWith(bar(limits[0], "quota-bar"));
   byId("quota-all").replaceChildren(...limits.map((limit) => el("li", {}, el("span", { text: line(limit) }), bar(limit), resets(limit))));
@@ -23,10 +23,7 @@ export function showQuota(quota) {
 
 const line = ({ name, used, limit }) => t("quota.line", { used: formatNumber(used), limit: formatNumber(limit), name: nameOf(name) });
 
-function nameOf(name) {
-  const words = t(`quota.${name}`);
-  return words.startsWith("quota.") ? name.replaceAll("_", " ") : words;
-}
+const nameOf = (name) => (knows(`quota.${name}`) ? t(`quota.${name}`) : name.replaceAll("_", " "));
 
 function bar(limit, id = null) {
   const bar = el("progress", { id, max: limit?.limit || 1, value: limit ? Math.min(limit.used, limit.limit || 1) : 0, "aria-hidden": "true" });

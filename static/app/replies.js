@@ -83,8 +83,8 @@ export class Replies {
       const message = page.results.find((item) => item.id > lastId && item.role === "user" && item.content === content);
       if (message) {
         const reply = page.results.find((item) => item.parent_id === message.id) || null;
-        this.onCreated({ conversation_id: conversationId, message, reply }, true);
         if (reply?.status === "streaming") this.follow(reply);
+        this.onCreated({ conversation_id: conversationId, message, reply }, true);
         return true;
       }
       path = page.next && api.pagePath(page.next);
@@ -228,13 +228,13 @@ export class Replies {
         id: reply.id, conversationId: event.conversation_id, text: "", reasoning: "", cursor: null, source, restart: false,
       });
     }
-    this.onCreated(event, mine);
-    asked?.resolve();
     // Told of our own message before its acknowledgement: the deltas come without our asking.
     const coming = [...this.waiting.values()].some(
       (other) => other.conversationId === event.conversation_id && other.content === event.message?.content,
     );
     if (!mine && !coming && reply?.status === "streaming" && this.wanted(event.conversation_id)) this.follow(reply);
+    this.onCreated(event, mine);
+    asked?.resolve();
   }
 
   grown(event) {
