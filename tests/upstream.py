@@ -2,7 +2,7 @@
 
 It serves `/v1/chat/completions`, streamed and not, and `/v1/models`, on loopback, over real sockets. In a test it runs
 in a thread with a loop of its own (`with Upstream() as upstream:`, or the `upstream` fixture); for processes and
-benchmarks, `python -m tests.upstream --port 9000`.
+benchmarks, `python -m tests.upstream --port 9000`, which prints its address once it listens (port 0 takes a free one).
 
 What it does is said by directives, in the last user message or in the name of the model, as `!name` or `!name=value`,
 any number of them; or from Python, `upstream.behave(cut=3, slow=0.1)`, for the requests that carry none. A piece is one
@@ -259,10 +259,10 @@ class Upstream:
             connection=request.transport.get_extra_info("peername")[1],  # type: ignore[union-attr]
         )
         self.requests.append(received)
-        text = f"{received.body.get('model', '')} {_last_user_text(received.body)}"
-        behaviour = Behaviour.of(text) or self._default
+        said, model = _last_user_text(received.body), str(received.body.get("model", ""))
+        behaviour = Behaviour.of(said) or Behaviour.of(model) or self._default
         try:
-            response = await self._answer(request, received.body, behaviour, text)
+            response = await self._answer(request, received.body, behaviour, f"{said} {model}")
         except (asyncio.CancelledError, ConnectionError):
             received.closed_at = time.monotonic()
             raise
@@ -291,12 +291,12 @@ class Upstream:
         else:
             async for event in _events(body, behaviour):
                 await response.write(event)
-            if behaviour.cut is not None:
-                # What was written must leave first: a reset would overtake it.
-                await asyncio.sleep(0.02)
-                request.transport.abort()  # type: ignore[union-attr]
-            if behaviour.stall is not None:
-                await asyncio.Event().wait()
+        if behaviour.cut is not None:
+            # What was written must leave first: a reset would overtake it.
+            await asyncio.sleep(0.02)
+            request.transport.abort()  # type: ignore[union-attr]
+        if behaviour.stall is not None:
+            await asyncio.Event().wait()
         return response
 
     def _refusal(self, body: dict[str, Any], behaviour: Behaviour, text: str) -> web.Response | None:
@@ -418,10 +418,9 @@ def main() -> None:
     """Serve until interrupted."""
     parser = argparse.ArgumentParser(description="A server that speaks OpenAI's wire format and fails on request.")
     parser.add_argument("--port", type=int, default=9000)
-    upstream = Upstream(port=parser.parse_args().port)
-    print(f"{upstream.url}", flush=True)  # noqa: T201 - whoever starts it wants to know
-    with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(upstream.serve())
+    with Upstream(port=parser.parse_args().port) as upstream, contextlib.suppress(KeyboardInterrupt):
+        print(upstream.url, flush=True)  # noqa: T201 - whoever started it waits for this line
+        threading.Event().wait()
 
 
 if __name__ == "__main__":
