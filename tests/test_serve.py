@@ -16,6 +16,7 @@ import pytest
 import websockets
 
 from tests.processes import SECRETS, Process, ServerProcess, environment, manage, spare_port
+from tests.upstream import Upstream
 
 pytestmark = pytest.mark.processes
 OTHER_KEY = "ZmVkY2JhOTg3NjU0MzIxMGZlZGNiYTk4NzY1NDMyMTA="
@@ -249,3 +250,83 @@ def test_second_start_is_quick(tmp_path):
     with server:
         spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime + server.cpu_seconds()
     assert spent < 5
+
+
+@pytest.fixture
+def upstream() -> Iterator[Upstream]:
+    with Upstream() as one:
+        yield one
+
+
+def test_stop_lets_a_reply_finish_and_refuses_new_ones(tmp_path, upstream):
+    # given a reply under way that takes some two seconds, a reader of it, and a socket
+    env = {"OPENAI_API_KEY": "k", "OPENAI_API_BASE": upstream.url, "SHUTDOWN_GRACE_SECONDS": "20"}
+    with ServerProcess(tmp_path, env=env) as server:
+        token = server.register()["access"]
+
+        async def scene() -> None:
+            headers = {"Authorization": f"Bearer {token}"}
+            async with (
+                httpx2.AsyncClient(base_url=server.url, headers=headers, trust_env=False, timeout=30) as client,
+                httpx2.AsyncClient(base_url=server.url, headers=headers, trust_env=False, timeout=30) as other,
+                websockets.connect(f"{server.ws_url}/api/v1/ws/{token}", proxy=None) as sock,
+            ):
+                created = await client.post("/api/v1/conversations", json={})
+                body = {"conversation_id": created.json()["id"], "content": "!tokens=40 !slow=0.05", "stream": True}
+                await other.get("/health/ready")
+                async with client.stream("POST", "/api/v1/messages", json=body) as stream:
+                    lines = stream.aiter_lines()
+                    while not (await anext(lines)).startswith("event: message.delta"):
+                        pass
+                    # when
+                    server.signal(signal.SIGTERM)
+                    # then sockets are sent elsewhere,
+                    await asyncio.wait_for(sock.wait_closed(), 5)
+                    assert sock.close_code == 4503
+                    # the process takes no connection and no work, and says so on those it has,
+                    with pytest.raises(httpx2.TransportError):
+                        httpx2.get(server.url + "/health", trust_env=False)
+                    assert (await other.get("/health/ready")).status_code == 503
+                    refused = await other.post("/api/v1/messages", json=body)
+                    assert refused.status_code == 503
+                    # and the reply comes to its end.
+                    rest = [line async for line in lines]
+                    assert "event: message.completed" in rest
+
+        asyncio.run(scene())
+        assert server.wait() == 0
+        assert "Traceback" not in server.log
+
+
+def test_stop_interrupts_what_outlasts_the_grace_and_tells_its_reader(tmp_path, upstream):
+    env = {"OPENAI_API_KEY": "k", "OPENAI_API_BASE": upstream.url, "SHUTDOWN_GRACE_SECONDS": "0.5"}
+    with ServerProcess(tmp_path, env=env) as server:
+        headers = {"Authorization": f"Bearer {server.register()['access']}"}
+        with httpx2.Client(base_url=server.url, headers=headers, trust_env=False, timeout=30) as client:
+            conversation = client.post("/api/v1/conversations", json={}).json()
+            body = {"conversation_id": conversation["id"], "content": "!never", "stream": True}
+            with client.stream("POST", "/api/v1/messages", json=body) as stream:
+                lines = stream.iter_lines()
+                while not next(lines).startswith("event: message.delta"):
+                    pass
+                server.signal(signal.SIGTERM)
+                assert "event: message.interrupted" in list(lines)
+        assert server.wait() == 0
+        assert "Traceback" not in server.log
+
+
+def test_second_signal_stops_at_once(tmp_path, upstream):
+    env = {"OPENAI_API_KEY": "k", "OPENAI_API_BASE": upstream.url, "SHUTDOWN_GRACE_SECONDS": "60"}
+    with ServerProcess(tmp_path, env=env) as server:
+        headers = {"Authorization": f"Bearer {server.register()['access']}"}
+        with httpx2.Client(base_url=server.url, headers=headers, trust_env=False, timeout=30) as client:
+            conversation = client.post("/api/v1/conversations", json={}).json()
+            body = {"conversation_id": conversation["id"], "content": "!never", "stream": True}
+            with client.stream("POST", "/api/v1/messages", json=body) as stream:
+                next(stream.iter_lines())
+                server.signal(signal.SIGTERM)
+                while "server_draining" not in server.log:
+                    time.sleep(0.02)
+                server.signal(signal.SIGTERM)
+                assert server.wait(timeout=10) == 0
+        assert "Traceback" not in server.log

@@ -8,6 +8,7 @@
 """
 
 import asyncio
+import os
 import signal
 import time
 from collections.abc import Callable, Coroutine
@@ -315,6 +316,10 @@ class Server(DaphneServer):
         reactor.addSystemEventTrigger("before", "shutdown", self.kill_all_applications)
         reactor.run(installSignalHandlers=False)
         loop.run_until_complete(cancel_what_is_left())
+        loop.close()
+        # The loop has given the signals back. One more of them, while the interpreter tidies up, is no failure.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda _number, _frame: os._exit(0))
 
     def started(self) -> None:
         """Start what belongs to the process."""
