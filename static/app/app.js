@@ -132,10 +132,16 @@ async function loadModels() {
   renderModels();
 }
 
-const loadQuota = debounced(() => trying(async () => {
-  state.quota = await api.get("/quota");
+const loadQuota = debounced(async () => {
+  try {
+    state.quota = await api.get("/quota");
+  } catch (error) {
+    // Without the line one can chat as well: it is left out, and nobody is told.
+    if (!(error instanceof api.ApiError || error instanceof api.NetworkError)) throw error;
+    state.quota = null;
+  }
   showQuota(state.quota);
-}), 150);
+}, 150);
 
 function debounced(work, milliseconds) {
   let timer;

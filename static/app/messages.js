@@ -18,8 +18,10 @@ export class MessageList {
       this.jump.hidden = this.following;
     });
     jump.addEventListener("click", () => this.toEnd());
-    // Pictures of the text change height by themselves (fonts, details, the composer growing): stay at the end.
-    new ResizeObserver(() => this.following && this.toEnd()).observe(list);
+    // Heights change without our doing (fonts, opened details, the message box growing): stay at the end.
+    const resized = new ResizeObserver(() => this.following && this.toEnd());
+    resized.observe(list);
+    resized.observe(scroller);
   }
 
   clear() {
