@@ -24,6 +24,7 @@ urlpatterns = [
     path("admin", RedirectView.as_view(url="/admin/")),
     path("admin/", admin.site.urls),
     path("api/v1/", include("accounts.api.urls")),
+    path("api/v1/", include("quotas.api.urls")),
     path("api/v1/", include("chats.api.urls")),
     # Also in DEBUG, where Django would show its own page.
     re_path(r"^(?:api|v1)(?:/.*)?$", answers.not_found),

@@ -114,6 +114,11 @@ class sealed_text(property):
         """Return the text in `sealed`. Raises CannotOpen."""
         return keyring().open(sealed, self.associated(owner_id)).decode("utf-8") if sealed else ""
 
+    def forget(self, row: Any) -> None:
+        """Empty the attribute of an instance that is only kept for its other columns."""
+        setattr(row, self.column, b"")
+        row.__dict__.pop(self.cached, None)
+
     def _open(self, row: Any) -> str:
         sealed = bytes(getattr(row, self.column))
         known: tuple[bytes, str] | None = row.__dict__.get(self.cached)

@@ -26,6 +26,7 @@ T = TypeVar("T")
 RETRYABLE_SQLSTATES = {"40001", "40P01"}
 RETRYABLE_MYSQL = {1205, 1213}
 ATTEMPTS = 6
+LARGE_PARAMETERS = 1_000_000
 
 
 @lru_cache(maxsize=1)
@@ -90,6 +91,16 @@ def in_transaction(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwarg
             log.info("transaction_retried", attempt=attempt)
             time.sleep(random.uniform(0.5, 1.5) * 0.02 * 2**attempt)  # noqa: S311 - jitter
     raise AssertionError("unreachable")
+
+
+def let_go_of_large(size: int) -> None:
+    """Close SQLite's connection after a statement with `size` bytes of parameters, if those are many.
+
+    Python's sqlite3 keeps prepared statements, and each keeps what was last bound to it: hundreds of megabytes after
+    one huge text, for every thread that wrote one. Call it outside a transaction.
+    """
+    if size > LARGE_PARAMETERS and connection.vendor == "sqlite" and not connection.in_atomic_block:
+        connection.close()
 
 
 def update_returning(

@@ -119,7 +119,8 @@ class LiveReply:
     def end(self, message: Message, *, is_whole: bool) -> None:
         """Tell the readers how the row says that it ended. `is_whole`: the buffers hold the row's text."""
         if is_whole:
-            message.content_sealed = message.reasoning_sealed = b""
+            Message.content.forget(message)
+            Message.reasoning.forget(message)
         self.ended, self.is_whole = message, is_whole
         self._wake()
 

@@ -307,7 +307,9 @@ def save_progress(lease_owner: str, texts: dict[int, tuple[int, bytes, bytes]], 
             rows.append(row)
         if rows:
             mine.bulk_update(rows, ["content_sealed", "reasoning_sealed"], batch_size=100)
-        return set(mine.values_list("id", flat=True))
+        still_mine = set(mine.values_list("id", flat=True))
+    db.let_go_of_large(max((len(row.content_sealed) for row in rows), default=0))
+    return still_mine
 
 
 def finish(
@@ -331,7 +333,9 @@ def finish(
     # What the provider counted serves as the text's size; only a reply that also reasoned must be counted again.
     reply.tokens = ending.usage[1] if ending.usage and not reasoning else count_tokens(reply.content)
     usage = _usage(reply, ending)
-    return db.in_transaction(_finish, reply, ending, usage, hold, timezone.now())
+    event = db.in_transaction(_finish, reply, ending, usage, hold, timezone.now())
+    db.let_go_of_large(len(reply.content_sealed))
+    return event
 
 
 def _usage(reply: Message, ending: Ending) -> quotas.Usage | None:
