@@ -45,16 +45,17 @@ clean:  ## Remove the virtual environment and caches (never data or .env)
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis htmlcov .coverage
 
 # --- The virtual environment --------------------------------------------------------------------------------------
-# Installing adds and never removes, so that `make run` and `make test` share one environment.
+# Installing adds and never removes, so that `make run` and `make test` share one environment. Compiled at once: where
+# Python may not write bytecode (PYTHONDONTWRITEBYTECODE), each start would compile for seconds.
 
 .venv/installed: requirements.lock $(UV)
 	@echo "Installing what the server needs…"
-	@$(UV) pip install -q -r requirements.lock
+	@$(UV) pip install -q --compile-bytecode -r requirements.lock
 	@touch $@
 
 .venv/installed-dev: requirements-dev.lock $(UV)
 	@echo "Installing what the server, its tests and checks need…"
-	@$(UV) pip install -q -r requirements-dev.lock
+	@$(UV) pip install -q --compile-bytecode -r requirements-dev.lock
 	@touch $@ .venv/installed
 
 $(UV):
