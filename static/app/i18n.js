@@ -54,7 +54,6 @@ const WORDS = {
   "list.yesterday": ["Yesterday", "昨天"],
   "list.week": ["Previous 7 days", "最近 7 天"],
   "list.older": ["Older", "更早"],
-  "list.failed": ["The list could not be loaded.", "列表加载失败。"],
 
   "chat.hello": ["What can I help with?", "有什么可以帮你？"],
   "chat.hello.text": ["Ask anything. Replies stream in as they are written.", "随便问，回复会边写边显示。"],

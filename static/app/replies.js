@@ -250,8 +250,7 @@ export class Replies {
   refused(event) {
     const asked = this.waiting.get(event.request_id);
     if (asked) {
-      const seconds = event.retry_after ?? null;
-      asked.reject(new api.ApiError(event.status || 400, [{ code: event.code, detail: event.detail, attr: null }], seconds));
+      asked.reject(new api.ApiError(400, [{ code: event.code, detail: event.detail, attr: null }]));
       return;
     }
     const followed = /^follow-(\d+)$/.exec(event.request_id || "");
