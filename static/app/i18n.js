@@ -84,7 +84,7 @@ const WORDS = {
   "chat.offline": ["offline model", "离线模型"],
   "chat.tokens": ["{count} tokens", "{count} 个 token"],
   "chat.tokens.estimated": ["about {count} tokens", "约 {count} 个 token"],
-  "chat.again": ["Write it again", "重新编辑发送"],
+  "chat.again": ["Edit and resend", "编辑后重发"],
 
   "status.stopped": ["You stopped this reply.", "已停止生成。"],
   "status.interrupted": ["The server went away while this was being written. What was written so far is kept.", "服务器在生成时中断，已保留写好的部分。"],
