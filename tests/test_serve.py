@@ -174,7 +174,7 @@ def test_foreign_host_is_refused_but_for_probes(server):
 @pytest.mark.parametrize("path", ["/api/v1/auth/login", "/api/v1/conversations"])
 def test_huge_json_is_a_client_error_in_json(server, path):
     token = server.register(f"big{path[-5:].strip('/')}")["access"]
-    body = json.dumps({"title": "x" * 10_000_000}).encode()
+    body = json.dumps({"title": "x" * 20_000_000}).encode()
     headers = {"Content-Type": "application/json", "Authorization": f"Bearer {token}"}
     answer = httpx2.post(server.url + path, content=body, headers=headers, trust_env=False, timeout=30)
     assert answer.status_code == 413
