@@ -19,7 +19,7 @@ SHARED: list[Any] = [
 
 # What must never stand in a log, wherever a line came from: tokens in addresses and headers, tickets, API keys.
 SECRETS = re.compile(
-    r"(?P<before>/api/v1/ws/|/api/v1/shared/|(?<![\w/])/s/|/reset/[^/\s]+/"
+    r"(?P<before>/api/v1/ws/(?!ticket(?:[/?\s]|$))|/api/v1/shared/|(?<![\w/])/s/|/reset/[^/\s]+/"
     r"|[?&](?:ticket|token)=|\bBearer |\bbearer,\s*)[^\s/?&\"'<>),]+"
     r"|\beyJ[\w-]+\.[\w-]+\.[\w-]+"
     r"|\bsk-[\w-]{8,}"
