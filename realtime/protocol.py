@@ -1,14 +1,17 @@
 """The frames that clients send."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+
+# They are repeated in every delta that the frame causes, and kept while a client does not read.
+Echoed = Annotated[str, msgspec.Meta(max_length=255)]
 
 
 class Frame(msgspec.Struct, tag_field="type", forbid_unknown_fields=False):
     """What every frame has: an id of the client's own, echoed as `request_id` in what the frame causes."""
 
-    id: str | None = None
+    id: Echoed | None = None
 
 
 class ChatMessage(Frame, tag="chat_message"):
@@ -60,12 +63,14 @@ class Authenticate(Frame, tag="authenticate", kw_only=True):
 class Ping(Frame, tag="ping"):
     """Ask for a pong."""
 
-    ts: Any = None
+    ts: int | float | Echoed | None = None
 
 
 ClientFrame = ChatMessage | Stop | Subscribe | Unsubscribe | Authenticate | Ping
 TYPES = {kind.__struct_config__.tag for kind in (ChatMessage, Stop, Subscribe, Unsubscribe, Authenticate, Ping)}
 _decoder = msgspec.json.Decoder(ClientFrame)
+# Half a surrogate pair cannot be encoded; brackets nested by the thousand exhaust the stack.
+UNREADABLE = (msgspec.DecodeError, UnicodeEncodeError, RecursionError)
 
 
 class BadFrame(Exception):
@@ -81,17 +86,27 @@ def read_frame(text: str) -> ClientFrame:
     try:
         return _decoder.decode(text)
     except msgspec.ValidationError as error:
-        return _explain(text, str(error))
-    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError) as error:
-        raise BadFrame("invalid_json", "The frame is not JSON that can be read.") from error
+        raise _explained(text, str(error)) from error
+    except UNREADABLE as error:
+        raise _no_json() from error
 
 
-def _explain(text: str, reason: str) -> ClientFrame:
-    frame = msgspec.json.decode(text)  # the types were wrong, not the JSON
+def _no_json() -> BadFrame:
+    return BadFrame("invalid_json", "The frame is not JSON that can be read.")
+
+
+def _explained(text: str, reason: str) -> BadFrame:
+    try:
+        frame = msgspec.json.decode(text)
+    except UNREADABLE:
+        # The typed decoder stops at the first wrong type; what comes after that may be anything.
+        return _no_json()
     if not isinstance(frame, dict):
-        raise BadFrame("invalid_frame", "Give an object with a type.")
-    request_id = frame["id"] if isinstance(frame.get("id"), str) else None
+        return BadFrame("invalid_frame", "Give an object with a type.")
+    request_id = frame.get("id")
+    if not isinstance(request_id, str) or len(request_id) > 255:
+        request_id = None
     kind = frame.get("type")
     if not isinstance(kind, str) or kind not in TYPES:
-        raise BadFrame("unknown_type", f"Give a type out of {', '.join(sorted(map(str, TYPES)))}.", request_id)
-    raise BadFrame("invalid_frame", reason, request_id)
+        return BadFrame("unknown_type", f"Give a type out of {', '.join(sorted(map(str, TYPES)))}.", request_id)
+    return BadFrame("invalid_frame", reason, request_id)
