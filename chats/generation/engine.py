@@ -68,7 +68,6 @@ class Engine:
         if self._loop is loop and self._keeper is not None and not self._keeper.done():
             return
         self._loop = loop
-        self.draining = False
         # A name of its own at each start: a restarted process is not the one that died.
         self.lease_owner = f"{socket.gethostname()[:32]}:{os.getpid()}:{secrets.token_hex(6)}"
         self._keeper = loop.create_task(self._keep(), name="keeper")
@@ -100,8 +99,14 @@ class Engine:
         # The loop itself holds tasks weakly.
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._let_go)
         return task
+
+    def _let_go(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            # Looked at, whether or not the caller is still there to hear: asyncio would complain of it otherwise.
+            task.exception()
 
     async def _run(self, live: LiveReply, started: Started) -> None:
         """Read the model to its end, then write the reply's."""
@@ -116,9 +121,18 @@ class Engine:
                 await self._hear_the_end(live, started)
             else:
                 await self._finish(live, started, self._ending(live, reading))
+        except Exception as error:
+            # A defect of ours must not leave the readers waiting for ever.
+            log.error("finish_crashed", message_id=live.message_id, exc_info=error)
+            # Its lease is renewed no more, so that the keeper ends it.
+            self._forget(live)
+            await self._hear_the_end(live, started)
         finally:
-            self.replies.pop(live.message_id, None)
-            self._rows.pop(live.message_id, None)
+            self._forget(live)
+
+    def _forget(self, live: LiveReply) -> None:
+        self.replies.pop(live.message_id, None)
+        self._rows.pop(live.message_id, None)
 
     async def _read(self, live: LiveReply, started: Started) -> Ending:
         assert started.prompt is not None and started.target is not None
@@ -173,15 +187,18 @@ class Engine:
     async def _hear_the_end(self, live: LiveReply, started: Started) -> None:
         """Tell the readers of a reply that somebody else ended what the row says."""
         log.warning("reply_lost", message_id=live.message_id)
-        row = await self._until_the_database_answers(lambda: Message.objects.filter(id=live.message_id).first())
-        if row is None or row.status == Message.Status.STREAMING:
-            # Deleted meanwhile: there is no row to speak for it, so the readers hear that it stopped.
-            row = started.reply
-            assert row is not None
-            row.status = Message.Status.STOPPED
-            live.end(row, is_whole=True)
-        else:
-            live.end(row, is_whole=False)
+        while True:
+            row = await self._until_the_database_answers(lambda: Message.objects.filter(id=live.message_id).first())
+            if row is None:
+                # Deleted meanwhile: there is no row to speak for it, so the readers hear that it stopped.
+                assert started.reply is not None
+                started.reply.status = Message.Status.STOPPED
+                live.end(started.reply, is_whole=True)
+                return
+            if row.status != Message.Status.STREAMING:
+                live.end(row, is_whole=False)
+                return
+            await asyncio.sleep(settings.KEEPER_SECONDS)
 
     async def _until_the_database_answers(self, work: Callable[[], T]) -> T:
         """Do `work` in the pool, again and again while the database is away: the text lives on here meanwhile."""

@@ -277,3 +277,31 @@ def test_deltas_are_cut_between_characters(settings):
         parts.append(delta.text)
         cursor = delta.cursor
     assert parts == ["a汉", "字", "🎉b"]
+
+
+async def test_a_reply_deleted_under_its_run_ends_for_its_readers(alice, world):
+    conversation_id = await alice.converse()
+    answer = await alice.say(conversation_id, "!never !slow=0.02", stream=True)
+    stream = events_of(answer)
+    reply_id = (await anext(stream)).data["reply"]["id"]
+    await anext(stream)
+    await db.run(Message.objects.filter(id=reply_id).delete)
+    await engine._save()
+    events = [event async for event in stream]
+    assert events[-1].type == "message.stopped"
+    await world.upstream.until(lambda: world.upstream.open_streams == 0)
+
+
+async def test_a_reply_whose_end_cannot_be_written_is_ended_by_the_keeper(alice, world):
+    conversation_id = await alice.converse()
+    answer = await alice.say(conversation_id, f"!slow=0.01 !reply={TEXT}", stream=True)
+    stream = events_of(answer)
+    reply_id = (await anext(stream)).data["reply"]["id"]
+    # A defect, as it might be: the end breaks a rule of the database.
+    engine._rows[reply_id].reply.provider = None
+    engine.replies[reply_id].stop()
+    await world.upstream.until(lambda: reply_id not in engine.replies)
+    await db.run(Message.objects.filter(id=reply_id).update, lease_expires_at=timezone.now() - timedelta(seconds=1))
+    events = [event async for event in stream]
+    assert events[-1].type == "message.interrupted"
+    assert (await db.run(alice.books))["open"] == 0
