@@ -79,10 +79,10 @@ def test_walking_there_and_back_gives_the_list_whatever_it_holds(db, values, siz
     cuts = [expected[at : at + size] for at in range(0, len(expected), size)] or [[]]
 
     forth = [page(f"page_size={size}", ordering)]
-    while forth[-1][1] is not None:
+    while forth[-1][1] is not None and len(forth) <= len(cuts):
         forth.append(follow(forth[-1][1], ordering))
     back = [forth[-1]]
-    while back[-1][2] is not None:
+    while back[-1][2] is not None and len(back) <= len(cuts):
         back.append(follow(back[-1][2], ordering))
 
     assert [ids for ids, _, _ in forth] == cuts
