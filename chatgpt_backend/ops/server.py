@@ -159,6 +159,7 @@ class Socket(WebSocketProtocol):
 
     server: "Server"
     last_ping: float
+    maxMessagePayloadSize: int  # noqa: N815 - Autobahn's name
 
     def connectionMade(self) -> None:  # noqa: N802 - Twisted's name
         """Take the transport over from the HTTP channel, which listens to its buffer until now."""
@@ -178,11 +179,19 @@ class Socket(WebSocketProtocol):
         self.valve.stopProducing()
 
     def handle_reply(self, message: dict[str, Any]) -> None:
-        """Do what the application asks; a close may have a reason."""
+        """Do what the application asks; a close may have a reason. What comes after a goodbye goes nowhere."""
         if message.get("type") == "websocket.close" and self.state == self.STATE_OPEN:
             self.serverClose(message.get("code"), message.get("reason"))
-        else:
+        elif message.get("type") != "websocket.send" or self.state in (self.STATE_CONNECTING, self.STATE_OPEN):
             super().handle_reply(message)
+
+    def sendMessage(self, *args: Any, **kwargs: Any) -> None:  # noqa: N802 - Autobahn's name
+        """Send a message of any length: Autobahn would hold ours, too, to the limit on those of peers."""
+        limit, self.maxMessagePayloadSize = self.maxMessagePayloadSize, 0
+        try:
+            super().sendMessage(*args, **kwargs)
+        finally:
+            self.maxMessagePayloadSize = limit
 
     def serverClose(self, code: int | None = None, reason: str | None = None) -> None:  # noqa: N802 - Daphne's name
         """Close with any code: Autobahn's `sendClose` takes 1000 and 3000 to 4999 alone."""
