@@ -7,14 +7,17 @@ callers that are thread-sensitive; this pool has `DATABASE_THREADS` of them, eac
 import asyncio
 import contextvars
 import random
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from functools import lru_cache, partial
 from typing import Any, ParamSpec, TypeVar
 
 import structlog
 from django.conf import settings
+from django.core.exceptions import EmptyResultSet
 from django.db import OperationalError, connection, connections, models, transaction
 from django.db.models.sql import UpdateQuery
 
@@ -27,6 +30,9 @@ RETRYABLE_SQLSTATES = {"40001", "40P01"}
 RETRYABLE_MYSQL = {1205, 1213}
 ATTEMPTS = 6
 LARGE_PARAMETERS = 1_000_000
+# SQLite has one writer at a time, and lets those who wait sleep and try their luck: twenty at once took seconds. In one
+# process they stand in a queue instead; between processes its own waiting still serves.
+_sqlite_queue = threading.Lock()
 
 
 @lru_cache(maxsize=1)
@@ -81,12 +87,13 @@ def in_transaction(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwarg
     `function` must therefore do nothing outside the database. Inside a surrounding transaction it is called once:
     only the outermost can be tried again.
     """
+    queue = _sqlite_queue if connection.vendor == "sqlite" and not connection.in_atomic_block else nullcontext()
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            with transaction.atomic():
+            with queue, transaction.atomic():
                 return function(*args, **kwargs)
         except OperationalError as error:
-            if attempt == ATTEMPTS or connection.in_atomic_block or not is_retryable(error):
+            if attempt == ATTEMPTS or not is_retryable(error):
                 raise
             log.info("transaction_retried", attempt=attempt)
             time.sleep(random.uniform(0.5, 1.5) * 0.02 * 2**attempt)  # noqa: S311 - jitter
@@ -119,7 +126,10 @@ def update_returning(
         return rows if len(rows) == updated else []
     query: Any = queryset.query.chain(UpdateQuery)
     query.add_update_values(changes)
-    sql, parameters = query.get_compiler(queryset.db).as_sql()
+    try:
+        sql, parameters = query.get_compiler(queryset.db).as_sql()
+    except EmptyResultSet:  # Django knows without asking that nothing matches
+        return []
     columns = ", ".join(using.ops.quote_name(queryset.model._meta.get_field(name).column) for name in fields)
     with using.cursor() as cursor:
         cursor.execute(f"{sql} RETURNING {columns}", parameters)

@@ -29,6 +29,7 @@ from chats.generation.live import LiveReply
 from chats.generation.store import INTERRUPTED, Asked, Ending, Started
 from chats.llm import client
 from chats.llm.errors import UpstreamError
+from chats.llm.tokens import count_tokens
 from chats.models import Message
 from chats.rendering import message_dict, sibling_ids
 from quotas import services as quotas
@@ -71,6 +72,8 @@ class Engine:
         # A name of its own at each start: a restarted process is not the one that died.
         self.lease_owner = f"{socket.gethostname()[:32]}:{os.getpid()}:{secrets.token_hex(6)}"
         self._keeper = loop.create_task(self._keep(), name="keeper")
+        # The tokenizer's tables take a second to load: now, and not in the first request.
+        self._spawn(db.run(count_tokens, "."))
 
     async def send(self, asked: Asked) -> tuple[Started, LiveReply | None]:
         """Store a message and set its reply going. Goes on to its end even when the caller is cancelled."""

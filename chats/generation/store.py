@@ -7,7 +7,6 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from django.conf import settings
-from django.db import transaction
 from django.db.models import F, Q
 from django.db.models.functions import Now
 from django.utils import timezone
@@ -295,21 +294,24 @@ def save_progress(lease_owner: str, texts: dict[int, tuple[int, bytes, bytes]], 
     One transaction, four statements and one more for each 100 texts. `texts`: message id → (owner's id, text,
     reasoning), UTF-8.
     """
-    with transaction.atomic():
-        mine = Message.objects.streaming().filter(id__in=list(held), lease_owner=lease_owner)
-        quotas.renew_holds(held.values())
-        mine.update(lease_expires_at=Now() + timedelta(seconds=settings.LEASE_SECONDS))
-        rows = []
-        for message_id, (owner_id, text, reasoning) in sorted(texts.items()):
-            row = Message(id=message_id, owner_id=owner_id)
-            row.content_sealed = Message.content.seal(text, owner_id=owner_id)
-            row.reasoning_sealed = Message.reasoning.seal(reasoning, owner_id=owner_id)
-            rows.append(row)
-        if rows:
-            mine.bulk_update(rows, ["content_sealed", "reasoning_sealed"], batch_size=100)
-        still_mine = set(mine.values_list("id", flat=True))
+    rows = []
+    for message_id, (owner_id, text, reasoning) in sorted(texts.items()):
+        row = Message(id=message_id, owner_id=owner_id)
+        row.content_sealed = Message.content.seal(text, owner_id=owner_id)
+        row.reasoning_sealed = Message.reasoning.seal(reasoning, owner_id=owner_id)
+        rows.append(row)
+    still_mine = db.in_transaction(_save_progress, lease_owner, rows, held)
     db.let_go_of_large(max((len(row.content_sealed) for row in rows), default=0))
     return still_mine
+
+
+def _save_progress(lease_owner: str, rows: list[Message], held: dict[int, uuid.UUID]) -> set[int]:
+    mine = Message.objects.streaming().filter(id__in=list(held), lease_owner=lease_owner)
+    quotas.renew_holds(held.values())
+    mine.update(lease_expires_at=Now() + timedelta(seconds=settings.LEASE_SECONDS))
+    if rows:
+        mine.bulk_update(rows, ["content_sealed", "reasoning_sealed"], batch_size=100)
+    return set(mine.values_list("id", flat=True))
 
 
 def finish(
