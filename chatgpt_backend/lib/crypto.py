@@ -49,7 +49,7 @@ class Keyring:
         body = memoryview(sealed)[HEADER_BYTES:]
         try:
             return cipher.decrypt(bytes(body[:NONCE_BYTES]), body[NONCE_BYTES:], associated)
-        except InvalidTag as error:
+        except (InvalidTag, ValueError) as error:  # a ValueError: cut short within the nonce
             raise CannotOpen("the sealed value was changed or belongs to another row") from error
 
 
@@ -63,7 +63,8 @@ def parse_keys(values: list[str], secret_key: str) -> list[bytes]:
     keys = []
     for number, value in enumerate(values, start=1):
         try:
-            key = base64.urlsafe_b64decode(value.strip())
+            # Python's `urlsafe_b64decode` skips what is no base64: a mistyped key would quietly be another.
+            key = base64.b64decode(value.strip(), altchars=b"-_", validate=True)
         except (binascii.Error, ValueError) as error:
             raise ImproperlyConfigured(f"ENCRYPTION_KEYS: key {number} is not url-safe base64") from error
         if len(key) != 32:

@@ -93,7 +93,7 @@ def in_transaction(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwarg
             with queue, transaction.atomic():
                 return function(*args, **kwargs)
         except OperationalError as error:
-            if attempt == ATTEMPTS or not is_retryable(error):
+            if attempt == ATTEMPTS or connection.in_atomic_block or not is_retryable(error):
                 raise
             log.info("transaction_retried", attempt=attempt)
             time.sleep(random.uniform(0.5, 1.5) * 0.02 * 2**attempt)  # noqa: S311 - jitter
