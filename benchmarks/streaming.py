@@ -21,7 +21,6 @@ import aiohttp
 from tests.processes import ServerProcess
 from tests.upstream import Upstream
 
-
 # The measure is of streams, not of the free plan.
 UNLIMITED = (
     "from quotas.models import Plan; Plan.objects.update(requests_per_minute=None, requests_per_day=None, "
