@@ -32,7 +32,6 @@ from chats.llm.errors import UpstreamError
 from chats.llm.tokens import count_tokens
 from chats.models import Message
 from chats.rendering import message_dict, sibling_ids
-from quotas import services as quotas
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -262,7 +261,7 @@ class Engine:
             if event is not None:
                 log.warning("reply_interrupted", message_id=row.pk)
                 feed.publish(event)
-        await db.run_reserved(quotas.release_orphans)
+        await db.run_reserved(store.release_orphaned_holds)
         return len(rows)
 
     # --- Ends ---------------------------------------------------------------------------------------------------

@@ -28,6 +28,8 @@ from quotas.models import Hold
 # next attempt locks first, so that the busiest conversation too lets everybody in.
 OPTIMISTIC_ATTEMPTS = 3
 ATTEMPTS = 12
+# Replies of the dead that one round of the reaper ends.
+ABANDONED_BATCH = 100
 
 
 class EndMoved(Exception):
@@ -389,8 +391,14 @@ def abandoned(*, besides: Iterable[int]) -> list[Message]:
         Message.objects.streaming()
         .filter(lease_expires_at__lt=Now())
         .exclude(id__in=list(besides))
-        .order_by("id")[:100]
+        .order_by("id")[:ABANDONED_BATCH]
     )
+
+
+def release_orphaned_holds() -> int:
+    """Release the holds of the dead that no stored reply stands on; return how many."""
+    standing = Message.objects.streaming().filter(hold_id__isnull=False)
+    return quotas.release_orphans(besides=standing.values("hold_id"))
 
 
 INTERRUPTED = Ending(Message.Status.INTERRUPTED)
