@@ -36,6 +36,7 @@ from chats.rendering import message_dict, sibling_ids
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
 LONGEST_PAUSE = 5.0
+UNENDED_PAUSE = 60.0
 # What Django raises when a database is away or busy, whatever the statement.
 OUTAGE = (OperationalError, InterfaceError)
 
@@ -61,15 +62,21 @@ class Engine:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._keeper: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        # Past its grace a stopping process reads no upstream any more, whatever was on its way here.
+        self._interrupting = False
+        # Abandoned replies whose rows do not let themselves be ended, and when to try again.
+        self._unended: dict[int, float] = {}
 
     async def start(self) -> None:
         """Start the keeper on the running loop, unless it runs there already."""
         loop = asyncio.get_running_loop()
         if self._loop is loop and self._keeper is not None and not self._keeper.done():
             return
-        self._loop = loop
-        # A name of its own at each start: a restarted process is not the one that died.
-        self.lease_owner = f"{socket.gethostname()[:32]}:{os.getpid()}:{secrets.token_hex(6)}"
+        if self._loop is not loop:
+            self._loop = loop
+            # A name of its own for each process: a restarted one is not the one that died.
+            self.lease_owner = f"{socket.gethostname()[:32]}:{os.getpid()}:{secrets.token_hex(6)}"
+        self._interrupting = False
         self._keeper = loop.create_task(self._keep(), name="keeper")
         # The tokenizer's tables take a second to load: now, and not in the first request.
         self._spawn(db.run(count_tokens, "."))
@@ -114,7 +121,7 @@ class Engine:
         """Read the model to its end, then write the reply's."""
         reading = asyncio.get_running_loop().create_task(self._read(live, started))
         live.task = reading
-        if live.stopping or live.lost:
+        if live.stopping or live.lost or self._interrupting:
             reading.cancel()
         await asyncio.wait({reading})
         live.task = None
@@ -216,7 +223,10 @@ class Engine:
     # --- The keeper ---------------------------------------------------------------------------------------------
 
     async def _keep(self) -> None:
-        """Save and renew once a second; after an outage wait one lease before ending anybody's replies."""
+        """Save and renew once a second; after an outage wait one lease before ending anybody's replies.
+
+        Nothing ends it but cancelling: every reply of the process hangs on it.
+        """
         patient_until = 0.0
         while True:
             started = time.monotonic()
@@ -227,6 +237,9 @@ class Engine:
             except OUTAGE as error:
                 log.warning("keeper_failed", error=type(error).__name__)
                 patient_until = time.monotonic() + settings.LEASE_SECONDS
+            except Exception as error:
+                # A defect that one row meets must not stop it for all the others.
+                log.error("keeper_crashed", exc_info=error)
             await asyncio.sleep(max(0.0, settings.KEEPER_SECONDS - (time.monotonic() - started)))
 
     async def _save(self) -> None:
@@ -255,9 +268,19 @@ class Engine:
                 live_now.lose()
 
     async def _reap(self) -> int:
-        rows = await db.run_reserved(store.abandoned, besides=list(self.replies))
+        now = time.monotonic()
+        self._unended = {message_id: again for message_id, again in self._unended.items() if again > now}
+        rows = await db.run_reserved(store.abandoned, besides=[*self.replies, *self._unended])
         for row in rows:
-            event = await db.run_reserved(store.finish, row, INTERRUPTED, text=None, reasoning=None)
+            try:
+                event = await db.run_reserved(store.finish, row, INTERRUPTED, text=None, reasoning=None)
+            except OUTAGE:
+                raise
+            except Exception as error:
+                # As in `_keep`.
+                log.error("reply_not_ended", message_id=row.pk, exc_info=error)
+                self._unended[row.pk] = now + UNENDED_PAUSE
+                continue
             if event is not None:
                 log.warning("reply_interrupted", message_id=row.pk)
                 feed.publish(event)
@@ -292,9 +315,9 @@ class Engine:
         """Take no more work, let what runs finish for `grace` seconds, then interrupt it, its text kept."""
         self.draining = True
         await self._wait_for_tasks(grace)
+        self._interrupting = True
         for live in list(self.replies.values()):
-            if live.task is not None:
-                live.task.cancel()
+            live.interrupt()
         await self._wait_for_tasks(LONGEST_PAUSE)
         if self._keeper is not None:
             self._keeper.cancel()
@@ -302,8 +325,11 @@ class Engine:
         await client.close()
 
     async def _wait_for_tasks(self, seconds: float) -> None:
-        if self._tasks:
-            await asyncio.wait(set(self._tasks), timeout=seconds)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + seconds
+        # Again and again: a message that was being stored sets its reply going while it is waited for.
+        while self._tasks and (left := deadline - loop.time()) > 0:
+            await asyncio.wait(set(self._tasks), timeout=left)
 
 
 def _stop_row(user_id: int, message_id: int) -> dict[str, Any]:

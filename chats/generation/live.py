@@ -136,13 +136,17 @@ class LiveReply:
     def stop(self) -> None:
         """Ask the run to close its upstream request and finish with what there is. Repeating it is harmless."""
         self.stopping = True
-        if self.task is not None:
-            self.task.cancel()
+        self.interrupt()
 
     def lose(self) -> None:
         """Tell the run that the row is no longer its own: close the upstream request and write nothing."""
         self.lost = True
-        if self.task is not None:
+        self.interrupt()
+
+    def interrupt(self) -> None:
+        """Let the run read no further."""
+        # Once: a second time would cut off the closing of the upstream's connection.
+        if self.task is not None and not self.task.cancelling():
             self.task.cancel()
 
     def watch(self, callback: Callable[[], None]) -> Callable[[], None]:

@@ -69,7 +69,7 @@ async def test_a_row_that_cannot_be_read_stops_nobody_else(alice):
     await db.run(lambda: Message.objects.filter(id=damaged).update(content_sealed=b"\x01damaged"))
     # then the other one ends, and the keeper goes on
     await until_ended([sound])
-    third = await db.run(die, alice, conversation_id, 1, ago=1)
+    third = await db.run(die, alice, await alice.converse(), 1, ago=1)
     await until_ended(third)
     assert await db.run(lambda: Message.objects.get(id=damaged).status) == "streaming"
 
@@ -89,3 +89,19 @@ async def test_a_keeper_that_ends_is_replaced_under_the_same_name(alice):
     assert engine.lease_owner == owner
     assert engine._keeper is not keeper
     assert (await running).json()["reply"]["status"] == "completed"
+
+
+async def test_a_message_that_is_being_stored_when_the_process_drains_is_interrupted(alice):
+    conversation_id = await alice.converse()
+    asked = store.Asked(user_id=alice.id, conversation_id=conversation_id, content="!never")
+    sending = asyncio.create_task(engine.send(asked))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    # when
+    await engine.drain(0)
+    # then it is neither forgotten nor left to whoever finds it later
+    started, live = await sending
+    assert live.ended.status == "interrupted"
+    row = await db.run(lambda: Message.objects.get(id=started.reply.pk))
+    assert row.status == "interrupted"
+    assert (await db.run(alice.books))["open"] == 0
