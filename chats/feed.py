@@ -88,9 +88,7 @@ def read(user_id: int, *, since: int, limit: int = PAGE) -> list[Event]:
     messages = {message.pk: message for message in Message.objects.filter(owner_id=user_id, id__in=named)}
     talked = {row.conversation_id or 0 for row in rows if row.type.startswith("conversation.")}
     conversations = {one.pk: one for one in Conversation.objects.filter(owner_id=user_id, id__in=talked)}
-    siblings: dict[int, list[int]] = {}
-    for conversation_id in {message.conversation_id for message in messages.values()}:
-        siblings |= sibling_ids([one for one in messages.values() if one.conversation_id == conversation_id])
+    siblings = sibling_ids(list(messages.values()))
 
     def shown(message_id: int | None) -> dict[str, Any] | None:
         message = messages.get(message_id or 0)

@@ -3,6 +3,8 @@
 from datetime import UTC, datetime
 from typing import Any
 
+from django.db.models import Q
+
 from chats.models import Conversation, Message
 
 NANO = 1_000_000_000
@@ -78,15 +80,18 @@ def _feedback(message: Message) -> dict[str, Any] | None:
 
 
 def sibling_ids(messages: list[Message]) -> dict[int, list[int]]:
-    """Return, for each message of one conversation, the ids that share its parent, oldest first. One query."""
+    """Return, for each message, the ids that share its parent, oldest first; roots, their conversation. One query."""
     if not messages:
         return {}
-    parents = {message.parent_id for message in messages}
-    siblings = Message.objects.filter(conversation_id=messages[0].conversation_id)
-    known = siblings.filter(parent_id__in=parents - {None})
-    if None in parents:
-        known = known | siblings.filter(parent_id=None)
-    grouped: dict[int | None, list[int]] = {}
-    for message_id, parent_id in known.order_by("id").values_list("id", "parent_id"):
-        grouped.setdefault(parent_id, []).append(message_id)
-    return {message.pk: grouped.get(message.parent_id, [message.pk]) for message in messages}
+    parents = {message.parent_id for message in messages if message.parent_id}
+    rootless = {message.conversation_id for message in messages if not message.parent_id}
+    # Roots by what the index of branches starts with: by `parent_id IS NULL` it would be everybody's roots.
+    roots = Q(conversation_id__in=rootless, on_active_branch__in=(True, False), depth=0)
+    known = Message.objects.filter(Q(parent_id__in=parents) | roots)
+    grouped: dict[tuple[int, int | None], list[int]] = {}
+    for message_id, conversation_id, parent_id in known.order_by("id").values_list(
+        "id", "conversation_id", "parent_id"
+    ):
+        grouped.setdefault((conversation_id, parent_id), []).append(message_id)
+    # One that was deleted since it was read is its own sibling.
+    return {message.pk: grouped.get((message.conversation_id, message.parent_id), [message.pk]) for message in messages}

@@ -12,7 +12,7 @@ from rest_framework.response import Response
 from chatgpt_backend.lib.api import AsyncAPIView, caller_id
 from chatgpt_backend.lib.errors import ClientError, invalid
 from chatgpt_backend.lib.pages import KeysetPages
-from chats.api.conversations import PAGE_PARAMETERS, MessagePage, time_filters
+from chats.api.conversations import PAGE_PARAMETERS, MessagePage, refuse_unsupported, time_filters
 from chats.api.fields import ContentField, ExchangeSchema, MessageSchema
 from chats.api.sse import stream_response
 from chats.generation.engine import engine
@@ -96,7 +96,8 @@ class MessagesView(AsyncAPIView):
         responses=MessagePage,
     )
     def get(self, request: Request) -> Response:
-        """Return a page, newest first."""
+        """Return a page, newest first; those of a temporary conversation only where it is named."""
+        refuse_unsupported(request.query_params, "search")
         messages = Message.objects.visible_to(request.user).filter(**_message_filters(request))
         pages = KeysetPages()
         rows = pages.paginate(messages, request, ordering=("-created_at", "-id"))
@@ -194,4 +195,6 @@ def _message_filters(request: Request) -> dict[str, Any]:
         if not value.isascii() or not value.isdigit() or len(value) > 18:
             raise invalid("conversation_id", "Give the id of a conversation.")
         filters["conversation_id"] = int(value)
+    else:
+        filters["conversation__temporary"] = False
     return filters | time_filters(given, "created")
