@@ -10,7 +10,8 @@ from drf_spectacular.views import SpectacularJSONAPIView, SpectacularRedocView, 
 from chatgpt_backend.ops import answers, views
 
 # The documentation is public, and looks at no token: a stale one must not hide it.
-PUBLIC: dict[str, Any] = {"authentication_classes": [], "permission_classes": []}
+# Asked for OPTIONS, DRF would describe the view by a template that it does not have.
+PUBLIC: dict[str, Any] = {"authentication_classes": [], "permission_classes": [], "http_method_names": ["get", "head"]}
 
 urlpatterns = [
     path("", views.index),

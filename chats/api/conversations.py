@@ -15,7 +15,7 @@ from chatgpt_backend.lib.api import AsyncAPIView, caller_id
 from chatgpt_backend.lib.errors import invalid
 from chatgpt_backend.lib.pages import KeysetPages
 from chats import services
-from chats.api.fields import MessageSchema
+from chats.api.fields import MessageSchema, ShortListField
 from chats.generation.engine import engine
 from chats.models import Conversation, Message
 from chats.rendering import conversation_dict, message_dict, sibling_ids
@@ -41,7 +41,7 @@ class ConversationInput(serializers.Serializer[Any]):
     system_prompt = serializers.CharField(max_length=100_000, allow_blank=True, trim_whitespace=False, required=False)
     temperature = serializers.FloatField(min_value=0, max_value=2, allow_null=True, required=False)
     max_tokens = serializers.IntegerField(min_value=1, max_value=10_000_000, allow_null=True, required=False)
-    tags = serializers.ListField(child=serializers.CharField(max_length=50), max_length=20, required=False)
+    tags = ShortListField(child=serializers.CharField(max_length=50), max_length=20, required=False)
 
 
 class NewConversationInput(ConversationInput):

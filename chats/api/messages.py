@@ -13,7 +13,7 @@ from chatgpt_backend.lib.api import AsyncAPIView, caller_id
 from chatgpt_backend.lib.errors import ClientError, invalid
 from chatgpt_backend.lib.pages import KeysetPages
 from chats.api.conversations import PAGE_PARAMETERS, MessagePage, refuse_unsupported, time_filters
-from chats.api.fields import ContentField, ExchangeSchema, MessageSchema
+from chats.api.fields import ContentField, ExchangeSchema, MessageSchema, ShortListField
 from chats.api.sse import stream_response
 from chats.generation.engine import engine
 from chats.generation.live import START, parse_cursor
@@ -52,7 +52,7 @@ class MessageInput(serializers.Serializer[Any]):
     stop = StopField(allow_null=True, required=False)
     seed = serializers.IntegerField(min_value=-(2**63), max_value=LARGEST_ID, allow_null=True, required=False)
     reasoning_effort = serializers.CharField(max_length=20, allow_null=True, required=False)
-    attachments = serializers.ListField(child=serializers.IntegerField(), max_length=20, required=False)
+    attachments = ShortListField(child=serializers.IntegerField(), max_length=20, required=False)
     stream = serializers.BooleanField(default=False)
     reply = serializers.BooleanField(default=True)
 
