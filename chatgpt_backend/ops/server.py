@@ -22,6 +22,7 @@ from twisted.internet import defer
 from twisted.internet import reactor as installed_reactor
 from twisted.internet.interfaces import IPushProducer
 from twisted.logger import globalLogBeginner
+from twisted.web.http import NO_BODY_CODES
 from zope.interface import implementer
 
 from chatgpt_backend.lib.logs import redact
@@ -129,6 +130,9 @@ class Request(WebRequest):
             if self.channel._waitingForTransport:
                 # The connection's last response is still on its way: nobody will tell a producer that comes after.
                 self.valve.pauseProducing()
+        if message.get("body") and (self.method == b"HEAD" or self.code in NO_BODY_CODES):
+            # Twisted leaves out the first piece alone: the others would be read as the connection's next response.
+            message = {**message, "body": b""}
         super().handle_reply(message)
 
     def finish(self) -> None:

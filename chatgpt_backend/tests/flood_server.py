@@ -14,7 +14,14 @@ ended: list[str] = []
 
 
 async def application(scope: dict[str, Any], receive: Any, send: Any) -> None:
-    """Flood the peer; `/ended` tells which floods have come back, and why."""
+    """Flood the peer; `/ended` tells which floods have come back, and why; `/pieces` says a little."""
+    if scope["type"] == "http" and scope["path"] == "/pieces":
+        status = int(scope["query_string"] or b"200")
+        await send({"type": "http.response.start", "status": status, "headers": []})
+        for _ in range(3):
+            await send({"type": "http.response.body", "body": b"piece\n", "more_body": True})
+        await send({"type": "http.response.body"})
+        return
     if scope["type"] == "http" and scope["path"] != "/flood":
         while (await receive()).get("more_body"):
             pass

@@ -118,3 +118,15 @@ def test_stop_is_clean_and_says_goodbye(tmp_path: Path):
     with Process(command, env=environment(tmp_path), folder=tmp_path, port=port) as server:
         assert server.terminate() == 0
         assert "Traceback" not in server.log
+
+
+@pytest.mark.parametrize("asked", ["HEAD /pieces", "GET /pieces?304", "GET /pieces?204"])
+async def test_answer_without_a_body_leaves_the_connection_clean(server, asked):
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    for request in (asked, "GET /pieces"):
+        writer.write(f"{request} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+    first, second = [await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5) for _ in range(2)]
+    assert first.startswith(b"HTTP/1.1 ")
+    assert second.startswith(b"HTTP/1.1 200")
+    assert await asyncio.wait_for(reader.readuntil(b"0\r\n\r\n"), 5) == b"6\r\npiece\n\r\n" * 3 + b"0\r\n\r\n"
+    writer.close()
