@@ -75,7 +75,7 @@ def _refuse_lone_surrogates(value: Any) -> None:
             # Two names say where it is in every body of ours.
             left += [(item, (*path, name)[:2]) for name, item in one.items() if _is_text(name)]
         elif isinstance(one, list):
-            left += [(item, path) for item in one]
+            left += [(item, (*path, str(place))[:2]) for place, item in enumerate(one)]
 
 
 def _is_text(text: str) -> bool:

@@ -57,7 +57,7 @@ def test_what_is_none_or_too_much_is_refused(body):
         (rb'"\ud800"', ["non_field_errors"]),
         (rb'{"a": "\ud83c\u0041"}', ["a"]),
         (rb'{"a": {"b": {"c": ["x", "\uDFFF"]}}}', ["a", "b"]),
-        (rb'{"a": [{"\uDFFF": 1}]}', ["a"]),
+        (rb'{"a": [{"\uDFFF": 1}]}', ["a", "0"]),
     ],
 )
 def test_half_of_a_surrogate_pair_is_refused_where_it_is(body, detail_at):
