@@ -10,6 +10,7 @@ from django.test import AsyncClient
 from django.utils import timezone
 
 from chatgpt_backend.lib import db
+from chats import services
 from chats.generation.engine import engine
 from chats.models import Conversation, FeedEvent, Message
 from chats.tests.counting import statements_of_requests
@@ -587,6 +588,21 @@ async def test_a_running_reply_is_stopped_and_settled_before_its_conversation_go
         ("message.stopped", 3),
         ("conversation.deleted", 4),
     ]
+
+
+async def test_the_rows_do_not_go_while_a_reply_runs(alice, world):
+    """The last word is the transaction's: a reply may have begun since the running ones were stopped."""
+    conversation_id = await alice.converse()
+    stream = events_of(await alice.say(conversation_id, "!never !slow=0.02", stream=True))
+    reply_id = (await anext(stream)).data["reply"]["id"]
+    asked = {"user_id": alice.id, "conversation_id": conversation_id}
+    assert await db.run(services.streaming_ids, **asked) == [reply_id]
+    assert await db.run(services.delete_conversation, **asked) is False
+    assert engine.replies[reply_id].ended is None
+    assert await db.run(Message.objects.count) == 2
+    assert (await alice.post(f"/messages/{reply_id}/stop")).status_code == 200
+    assert await db.run(services.delete_conversation, **asked) is True
+    assert await db.run(Message.objects.count) == 0
 
 
 async def test_several_running_replies_are_stopped_with_their_conversation(alice, world):
