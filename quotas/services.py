@@ -251,7 +251,7 @@ def release_orphans(*, besides: QuerySet[Any, Any] | None = None) -> int:
 
 
 def quota_report(user_id: int, *, now: datetime) -> dict[str, Any]:
-    """Return the plan in force and each limit's state: `{limit, used, held, remaining, resets_at}`. At most three queries."""
+    """Return the plan in force and each limit's state: `{limit, used, held, remaining, resets_at}`. Up to 3 queries."""
     plan = plan_in_force(user_id, now=now)
     windows = windows_at(now)
     known = {counter.window: counter for counter in _counters(user_id, windows)}
