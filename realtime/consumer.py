@@ -28,7 +28,7 @@ from rest_framework.exceptions import APIException
 from accounts.models import Session
 from accounts.tokens import AccountDisabled, InvalidToken, read_access_token
 from chatgpt_backend.lib import db
-from chatgpt_backend.lib.errors import ClientError, invalid
+from chatgpt_backend.lib.errors import ClientError
 from chats.api.messages import MessageInput, asked_of
 from chats.generation.engine import engine
 from chats.generation.live import START, parse_cursor
@@ -274,10 +274,7 @@ class ChatConsumer(AsyncWebsocketConsumer):
 
     async def _chat(self, outbox: Outbox, frame: ChatMessage) -> None:
         body = MessageInput(data=frame.fields())
-        try:
-            body.is_valid(raise_exception=True)
-        except RecursionError as error:  # brackets nested by the hundred
-            raise invalid("content", "Give a text, or a list of parts.") from error
+        body.is_valid(raise_exception=True)
         asked = asked_of(self.user_id, body.validated_data, origin=(self.connection_id, frame.id))
         started, live = await engine.send(asked)
         if live is not None:

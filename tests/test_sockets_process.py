@@ -14,7 +14,8 @@ import websockets
 from tests.processes import ServerProcess
 from tests.upstream import Upstream
 
-pytestmark = pytest.mark.processes
+# One group: the tests share their servers.
+pytestmark = [pytest.mark.processes, pytest.mark.xdist_group("sockets")]
 ENDINGS = {"message.completed", "message.stopped", "message.failed", "message.interrupted"}
 MB = 1024 * 1024
 
@@ -232,8 +233,14 @@ def test_a_stop_sends_sockets_elsewhere_and_lets_the_reply_finish(upstream_serve
     assert (reply["status"], reply["content"]) == ("completed", "".join(f"word{number} " for number in range(40)))
 
 
-def test_tokens_reach_no_log(server, access):
-    assert "/api/v1/ws/[redacted]" in server.log
+@pytest.mark.parametrize("by", ["path", "subprotocol"])
+async def test_tokens_reach_no_log(server, access, by):
+    async with connected(server, access, by=by) as one:
+        await one.send(type="authenticate", token=access)
+        assert (await one.next())["type"] == "authenticated"
+        await one.socket.send(access)
+        assert (await one.next())["type"] == "error"
+    assert f"/api/v1/ws{'/[redacted]' if by == 'path' else ''}\n" in server.log
     assert access not in server.log
     assert access.split(".")[2] not in server.log
     assert "Traceback" not in server.log
