@@ -3,9 +3,8 @@
 import json
 from typing import Any
 
+from channels.routing import get_default_application
 from channels.testing import WebsocketCommunicator
-
-from chatgpt_backend.asgi import application
 
 ENDINGS = {"message.completed", "message.stopped", "message.failed", "message.interrupted"}
 Frame = dict[str, Any]
@@ -31,7 +30,9 @@ class Socket:
         timeout: float = 5.0,
     ) -> None:
         headers = [(b"origin", origin.encode("latin-1"))] if origin is not None else []
-        self.communicator = WebsocketCommunicator(application, path, headers=headers, subprotocols=subprotocols)
+        self.communicator = WebsocketCommunicator(
+            get_default_application(), path, headers=headers, subprotocols=subprotocols
+        )
         self.timeout = timeout
         self.accepted = False
         self.subprotocol: str | None = None
