@@ -16,7 +16,7 @@ run: .venv/installed  ## Install, prepare the database, and serve on 127.0.0.1:8
 	@$(BIN)/python manage.py init
 	@exec $(BIN)/python manage.py serve $(if $(filter command%,$(origin HOST)),--host $(HOST))
 
-test: .venv/installed-dev  ## Run every test
+test: .venv/installed-dev  ## Run the tests (those that start real servers: make test-services)
 	$(BIN)/pytest
 
 test-services: .venv/installed-dev  ## Run the tests that start real server processes
