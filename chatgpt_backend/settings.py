@@ -180,6 +180,26 @@ SPECTACULAR_SETTINGS = {
     "COMPONENT_SPLIT_REQUEST": True,
     # They go to stderr each time somebody asks for the schema; `make check` shows them.
     "DISABLE_ERRORS_AND_WARNINGS": env.bool("QUIET_SCHEMA", default=True),
+    "ENUM_NAME_OVERRIDES": {
+        "UserRoleEnum": "accounts.models.User.Role",
+        "MessageRoleEnum": "chats.models.Message.Role",
+        **{
+            f"{name}Enum": f"drf_standardized_errors.openapi_serializers.{name}Enum.choices"
+            for name in (
+                "ValidationError",
+                "ClientError",
+                "ServerError",
+                "ErrorCode401",
+                "ErrorCode403",
+                "ErrorCode404",
+                "ErrorCode405",
+                "ErrorCode406",
+                "ErrorCode415",
+                "ErrorCode429",
+                "ErrorCode500",
+            )
+        },
+    },
     "POSTPROCESSING_HOOKS": [
         "drf_standardized_errors.openapi_hooks.postprocess_schema_enums",
     ],

@@ -3,7 +3,7 @@
 from typing import Any
 
 from django.http import HttpResponseBase
-from drf_spectacular.utils import OpenApiParameter, OpenApiTypes, extend_schema
+from drf_spectacular.utils import OpenApiParameter, OpenApiTypes, extend_schema, extend_schema_field
 from rest_framework import serializers, status
 from rest_framework.exceptions import NotFound
 from rest_framework.request import Request
@@ -27,6 +27,7 @@ LARGEST_ID = 2**63 - 1
 OPTIONS = ("temperature", "top_p", "stop", "seed", "reasoning_effort")
 
 
+@extend_schema_field({"oneOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "maxItems": 4}]})
 class StopField(serializers.Field[Any, Any, Any, Any]):
     """One text or up to four at which the model is to stop."""
 
