@@ -8,6 +8,7 @@
 """
 
 import asyncio
+import json
 import os
 import signal
 import time
@@ -34,6 +35,7 @@ reactor: Any = installed_reactor
 Hook = Callable[[], Coroutine[Any, Any, None]]
 
 GOING_AWAY = 4503
+HTTP_SERVER_ERROR = 500
 # A close frame holds 125 bytes, two of them the code.
 MAX_REASON_BYTES = 123
 # What a stopping server still waits for once its work is done: answers to be read, sockets to say goodbye.
@@ -119,7 +121,7 @@ class Request(WebRequest):
             self.requestHeaders.removeHeader(b"transfer-encoding")
             self.requestHeaders.setRawHeaders(b"content-length", [b"%d" % self.body_bytes])
         if self.server.draining and self.requestHeaders.hasHeader(b"upgrade"):
-            self.basic_error(503, b"Service Unavailable", "The server is going away.")
+            self.basic_error(503, b"Service Unavailable", "The server is going away")
             return None
         return super().process()
 
@@ -141,6 +143,27 @@ class Request(WebRequest):
             self.unregisterProducer()
         self.valve.resumeProducing()
         super().finish()
+
+    def basic_error(self, status: int, status_text: bytes, body: str) -> None:
+        """Answer for an application that did not, in the words of our own errors."""
+        if status >= HTTP_SERVER_ERROR:
+            kind, code, detail = "server_error", "error", "The server failed. It is in its log."
+        else:
+            kind, code, detail = "client_error", "bad_request", f"{body}."
+        error = {"type": kind, "errors": [{"code": code, "detail": detail, "attr": None}]}
+        headers = [(b"Content-Type", b"application/json")]
+        self.handle_reply({"type": "http.response.start", "status": status, "headers": headers})
+        self.handle_reply({"type": "http.response.body", "body": json.dumps(error).encode()})
+
+    def handle_exception(self, exception: BaseException) -> None:
+        """Answer for an application that failed; where it had begun to answer, let the client see that this broke off.
+
+        Daphne's own would raise there, and end the loop that looks after all connections.
+        """
+        if not self._response_started:
+            super().handle_exception(exception)
+        elif self.channel is not None:
+            self.channel.transport.abortConnection()
 
     def connectionLost(self, reason: Any) -> None:  # noqa: N802 - Twisted's name
         """Let waiting senders go on, and tell the application."""

@@ -14,7 +14,8 @@ ended: list[str] = []
 
 
 async def application(scope: dict[str, Any], receive: Any, send: Any) -> None:
-    """Flood the peer; `/ended` tells which floods have come back, and why; `/pieces` says a little."""
+    """Flood the peer; `/ended` tells which floods have come back, and why; `/pieces` says a little;
+    `/broken` fails, with a query in mid-answer."""
     if scope["type"] == "http" and scope["path"] == "/pieces":
         status = int(scope["query_string"] or b"200")
         await send({"type": "http.response.start", "status": status, "headers": []})
@@ -22,6 +23,11 @@ async def application(scope: dict[str, Any], receive: Any, send: Any) -> None:
             await send({"type": "http.response.body", "body": b"piece\n", "more_body": True})
         await send({"type": "http.response.body"})
         return
+    if scope["type"] == "http" and scope["path"] == "/broken":
+        if scope["query_string"]:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"piece\n", "more_body": True})
+        raise RuntimeError("broken on request")
     if scope["type"] == "http" and scope["path"] != "/flood":
         while (await receive()).get("more_body"):
             pass

@@ -130,3 +130,16 @@ async def test_answer_without_a_body_leaves_the_connection_clean(server, asked):
     assert second.startswith(b"HTTP/1.1 200")
     assert await asyncio.wait_for(reader.readuntil(b"0\r\n\r\n"), 5) == b"6\r\npiece\n\r\n" * 3 + b"0\r\n\r\n"
     writer.close()
+
+
+async def test_application_that_fails_in_mid_answer_breaks_it_off_and_nothing_else(server):
+    async with httpx2.AsyncClient(base_url=server.url, trust_env=False, timeout=5) as client:
+        with pytest.raises(httpx2.TransportError):
+            await client.get("/broken?late")
+        # Who fails before it answers is answered for, still.
+        answer = await client.get("/broken")
+    assert answer.status_code == 500
+    assert answer.json() == {
+        "type": "server_error",
+        "errors": [{"code": "error", "detail": "The server failed. It is in its log.", "attr": None}],
+    }
