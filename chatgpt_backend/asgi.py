@@ -13,7 +13,8 @@ http_application = get_asgi_application()
 
 # What follows needs the apps to be loaded.
 from django.conf import settings  # noqa: E402
-from django.db import DatabaseError, InterfaceError  # noqa: E402
+from django.core.signals import request_started  # noqa: E402
+from django.db import DatabaseError, InterfaceError, close_old_connections, reset_queries  # noqa: E402
 from django.urls import re_path  # noqa: E402
 
 from chatgpt_backend.lib import db  # noqa: E402
@@ -22,6 +23,11 @@ from chats.generation.engine import engine  # noqa: E402
 from realtime.routing import websocket_urlpatterns  # noqa: E402
 
 log = structlog.get_logger(__name__)
+# A receiver that is not async gets a thread, and Django keeps that for as long as the request lasts: 300 readers of a
+# reply were 300 threads. Neither is needed here: the database pool looks after its own connections, and those of views
+# that are not async begin with their thread.
+request_started.disconnect(close_old_connections)
+request_started.disconnect(reset_queries)
 
 
 class Application:

@@ -59,6 +59,7 @@ MIDDLEWARE = [
     "chatgpt_backend.ops.middleware.SecurityHeadersMiddleware",
     "corsheaders.middleware.CorsMiddleware",
     "servestatic.middleware.ServeStaticMiddleware",
+    "chatgpt_backend.ops.middleware.SyncViewsMiddleware",
     "chatgpt_backend.ops.middleware.AdminSessionMiddleware",
     "chatgpt_backend.ops.middleware.AdminCsrfMiddleware",
     "chatgpt_backend.ops.middleware.AdminAuthenticationMiddleware",
@@ -94,7 +95,6 @@ def database(url: str) -> dict[str, Any]:
     if config["ENGINE"].endswith("sqlite3"):
         if config["NAME"] and config["NAME"] != ":memory:":
             config["NAME"] = str(BASE_DIR / config["NAME"])
-        config["CONN_MAX_AGE"] = None
         config["OPTIONS"] = {
             # Writers queue at BEGIN instead of failing when a read turns into a write.
             "transaction_mode": "IMMEDIATE",

@@ -41,13 +41,23 @@ def _pool() -> ThreadPoolExecutor:
 
 
 def _call(function: Callable[[], T]) -> T:
-    for one in connections.all(initialized_only=True):
-        one.close_if_unusable_or_obsolete()
+    _tidy()
     try:
         return function()
     finally:
-        for one in connections.all(initialized_only=True):
-            one.close_if_unusable_or_obsolete()
+        _tidy()
+
+
+def _tidy() -> None:
+    """Close this thread's connections where they are broken. The others it keeps, whatever their age, as its own.
+
+    Elsewhere CONN_MAX_AGE is 0, Django's default: a view that is not async has a thread of its own, and what that left
+    open would be closed when the garbage collector came round to it.
+    """
+    for one in connections.all(initialized_only=True):
+        if not one.settings_dict["OPTIONS"].get("pool"):  # psycopg's, to which each is given back
+            one.close_at = None
+        one.close_if_unusable_or_obsolete()
 
 
 async def run(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:

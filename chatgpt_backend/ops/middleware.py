@@ -1,5 +1,6 @@
 """Middleware, all of it async: none holds a thread while a reply streams."""
 
+import asyncio
 import re
 import uuid
 from collections.abc import Awaitable, Callable
@@ -8,12 +9,14 @@ from typing import Any, cast
 
 import structlog
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction, sync_to_async
+from django.conf import settings
 from django.contrib.auth.middleware import AuthenticationMiddleware
 from django.contrib.messages.middleware import MessageMiddleware
 from django.contrib.sessions.middleware import SessionMiddleware
 from django.core.exceptions import DisallowedHost
 from django.http import HttpRequest, HttpResponseBase
 from django.middleware.csrf import CsrfViewMiddleware
+from django.urls import Resolver404, resolve
 
 from chatgpt_backend.ops.answers import error_answer
 
@@ -54,6 +57,33 @@ class RequestMiddleware(AsyncMiddleware):
             )  # fmt: skip
         response.headers["X-Request-ID"] = request_id
         return response
+
+
+class SyncViewsMiddleware(AsyncMiddleware):
+    """Let only so many requests at a time into views that are not async.
+
+    Each of those takes a thread, and most a database connection of its own, and nothing else bounds either: 450
+    sign-ins at once took every file that a process may open by default, and no other request was answered any more.
+    """
+
+    def __init__(self, get_response: Answer) -> None:
+        super().__init__(get_response)
+        self.places = asyncio.Semaphore(settings.DATABASE_THREADS)
+
+    async def __call__(self, request: HttpRequest) -> HttpResponseBase:
+        """Answer one request, perhaps after others."""
+        if is_async(request.path_info):
+            return await self.get_response(request)
+        async with self.places:
+            return await self.get_response(request)
+
+
+def is_async(path: str) -> bool:
+    """Say whether no thread is needed for the view at `path`, or there is none."""
+    try:
+        return bool(iscoroutinefunction(resolve(path).func))
+    except Resolver404:
+        return True
 
 
 def refuse_host(request: HttpRequest) -> HttpResponseBase | None:

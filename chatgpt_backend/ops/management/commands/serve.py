@@ -2,6 +2,7 @@
 
 import errno
 import os
+import resource
 from argparse import ArgumentParser
 from typing import Any
 
@@ -15,6 +16,8 @@ from chatgpt_backend import __version__
 from chatgpt_backend.ops.canary import KeysDoNotFit, verify_keys
 from chatgpt_backend.ops.checks import SERVING
 from chatgpt_backend.ops.migrations_state import missing_migrations
+
+OPEN_FILES = 65_536
 
 
 class Command(BaseCommand):
@@ -33,6 +36,7 @@ class Command(BaseCommand):
         from chatgpt_backend.ops.server import Server
         from chats.generation.engine import engine
 
+        allow_many_files()
         application = import_string(settings.ASGI_APPLICATION)
         server = Server(
             application,
@@ -80,6 +84,17 @@ class Command(BaseCommand):
             "Ctrl-C stops it."
         )
         self.stdout.flush()
+
+
+def allow_many_files() -> None:
+    """Let the process open as many files as it may: each client, upstream request and connection is one.
+
+    Most systems let 1,024 be open by default, and any process raise that far beyond.
+    """
+    allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if most == resource.RLIM_INFINITY else min(OPEN_FILES, most)
+    if allowed != resource.RLIM_INFINITY and allowed < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
 def cannot_listen(error: Any, host: str, port: int) -> str:
